@@ -1,0 +1,46 @@
+# Every target makes what it needs, the virtual environment first.
+PYTHON ?= python3
+BIN := .venv/bin
+TOOLS_FIRST := PATH="$(CURDIR)/tools:$(CURDIR)/$(BIN):$$PATH"
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: report test export refresh docs dist clean help
+
+report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.png lateral.png" for your own)
+	@$(BIN)/xraycap report $(IMAGES)
+
+test: .venv/.dev  ## modules in step with the notebooks, then every notebook, then tests/
+	tools/in_sync.sh
+	$(BIN)/nbdev_test --n_workers 2 --do_print
+	$(BIN)/pytest -q tests
+
+export: .venv/.dev  ## notebooks -> xraycap/ and README.md, and clean notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	tools/readme.sh .
+
+refresh: .venv/.dev  ## run NB="nbs/04_text.ipynb ..." as the tests do and keep the outputs (FLAGS=slow: the slow cells too)
+	FLAGS="$(FLAGS)" $(BIN)/python tools/refresh_outputs.py $(NB)
+
+docs: .venv/.dev  ## the site, in _docs/
+	$(TOOLS_FIRST) nbdev_docs
+
+dist: .venv/.dev  ## the wheel and the source archive, in dist/
+	$(BIN)/python -m build --quiet
+
+clean:  ## remove what was built, not the virtual environment
+	rm -rf build dist _docs _proc
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
+
+.venv/.user: settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e .
+	touch $@
+
+.venv/.dev: settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[dev]'
+	@[ ! -e .git ] || git config --local include.path ../.gitconfig
+	touch .venv/.user $@

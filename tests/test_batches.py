@@ -1,0 +1,86 @@
+"Batches: every study once, features beside their own words, padding only at the end."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.learner import Learner
+from xraycap.batches import caption_dls, pool_views
+from xraycap.text import EOS, PAD, SOS, Vocab
+
+N = 50
+
+
+@pytest.fixture(scope='module')
+def data():
+    "Study i says its own name, then i % 17 times 'clear'; its features are all i, the lateral half -i."
+    studies = pd.DataFrame(dict(uid=range(N), findings=[f'study{i}' + ' clear' * (i % 17) for i in range(N)],
+                                split=['train'] * (N - 10) + ['val'] * 9 + ['test']))
+    store = {i: np.repeat([i, -i], 49)[:, None] * np.ones((1, 1024), np.float16) for i in range(N)}
+    return studies, store, Vocab.from_texts(studies.findings)
+
+
+def loaders(data, **kwargs):
+    return caption_dls(*data, clean=str, bs=8, device='cpu', **kwargs)
+
+
+def test_every_study_once_with_its_own_words(data):
+    studies, _, vocab = data
+    dls = loaders(data)
+    for dl, part in ((dls.train, 'train'), (dls.valid, 'val')):
+        seen = []
+        for features, tokens_in, tokens_out in dl:
+            assert features.dtype == torch.float32 and features.shape[1:] == (98, 1024)
+            for i, words in zip(features[:, 0, 0].int().tolist(), tokens_out):
+                assert vocab.decode(words.tolist()) == studies.findings[i]
+                seen.append(i)
+            assert (features[:, 49:] == -features[:, :49]).all()
+        assert sorted(seen) == studies.uid[studies.split == part].tolist()
+    assert seen == studies.uid[studies.split == 'val'].tolist()  # validation keeps its order
+
+
+def test_inputs_are_outputs_one_word_later(data):
+    for _, tokens_in, tokens_out in loaders(data).train:
+        assert (tokens_in[:, 0] == SOS).all()
+        for before, after in zip(tokens_in.tolist(), tokens_out.tolist()):
+            n = after.index(EOS) + 1
+            assert before[1:n] == after[:n - 1]
+            assert set(before[n:]) | set(after[n:]) <= {PAD}
+        assert (tokens_out != PAD).any(0).all()  # no column of padding only
+
+
+def test_shuffled_batches_hold_reports_of_like_length(data):
+    dl = loaders(data).train
+    batches = [(out != PAD).sum(1) for _, _, out in dl]
+    assert max(lengths.max() - lengths.min() for lengths in batches) <= 5  # of 17; 40 studies sort into 5 batches of 8
+    first, second = ([out[:, 0].tolist() for _, _, out in dl] for _ in range(2))
+    assert first != second
+
+
+def test_long_reports_are_cut(data):
+    longest = max(out.shape[1] for _, _, out in loaders(data, max_len=5).train)
+    assert longest == 6  # five words and EOS
+
+
+def test_pooled_is_each_views_mean(data):
+    spatial = np.random.default_rng(0).random((98, 1024)).astype(np.float16)
+    pooled = pool_views(spatial)
+    assert pooled.dtype == np.float32 and pooled.shape == (2048,)
+    expected = [np.mean([float(x) for x in spatial[a:b, c]]) for a, b in ((0, 49), (49, 98)) for c in range(1024)]
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5)
+    features, _, _ = loaders(data, pooled=True).valid.one_batch()
+    assert features.shape == (8, 2048) and (features[0, :1024] == N - 10).all()
+
+
+def test_learner_gives_two_parts_to_the_model(data):
+    class Spy(torch.nn.Module):
+        weight = torch.nn.Parameter(torch.zeros(1))
+        def forward(self, features, tokens):
+            assert features.shape == (len(tokens), 98, 1024) and (tokens[:, 0] == SOS).all()
+            return self.weight * torch.ones(*tokens.shape, len(data[2]))
+    learn = Learner(loaders(data), Spy(), lambda logits, targets: logits.mean())
+    with learn.no_bar(), learn.no_logging(): assert learn.validate() == [0]
+
+
+def test_a_missing_part_is_named(data):
+    studies, store, vocab = data
+    with pytest.raises(ValueError, match="'val'"): caption_dls(studies[studies.split == 'train'], store, vocab)

@@ -1,0 +1,191 @@
+"The command line as a user meets it: results on standard output, mistakes as one sentence and exit code 2."
+import csv
+import json
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from xraycap.cli import app, whole_file
+
+
+def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def program(*args, cwd=None):
+    return subprocess.run([sys.executable, "-m", "xraycap.cli", *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+
+def png(path, size=(64, 64)):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype="uint8")).save(path)
+    return path
+
+
+def huge_png(path):
+    "A PNG whose header claims 80,000 x 80,000 pixels and has none of them."
+    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = struct.pack(">IIBBBBB", 80_000, 80_000, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    return path
+
+
+def truncated_png(path):
+    whole = png(path, (300, 300)).read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    return path
+
+
+def text_file(path):
+    path.write_text("not an image")
+    return path
+
+
+def empty_file(path):
+    path.touch()
+    return path
+
+
+def folder(path):
+    path.mkdir()
+    return path
+
+
+def one_pixel(path): return png(path, (1, 1))
+
+
+def nothing(path): return path
+
+
+def one_sentence(result):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("xraycap: ")
+    return result.stderr
+
+
+@pytest.mark.parametrize("make", [text_file, empty_file, truncated_png, one_pixel, huge_png, folder, nothing])
+def test_an_image_that_cannot_be_used(tmp_path, make):
+    bad, good, out = make(tmp_path / "bad.png"), png(tmp_path / "good.png"), tmp_path / "out"
+    assert "bad.png" in one_sentence(run("report", bad, "--out", out))
+    assert "bad.png" in one_sentence(run("report", good, bad, "--out", out))
+    assert list(out.iterdir()) == []
+
+
+def test_a_mistake_as_a_program(tmp_path):
+    result = program("report", "missing.png", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "missing.png" in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("args", [["--nope"], ["a.png", "b.png", "c.png"], ["--beam", "0"], ["--beam", "many"], ["--model"]])
+def test_options_that_do_not_exist(args):
+    result = run("report", *args)
+    assert result.exit_code == 2 and result.stdout == "" and "Error:" in result.stderr
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "report.png"
+    path.write_text("the old one")
+    with pytest.raises(OSError), whole_file(path) as part:
+        part.write_text("half of the new")
+        raise OSError("No space left on device")
+    assert path.read_text() == "the old one" and [p.name for p in tmp_path.iterdir()] == ["report.png"]
+
+
+def test_a_model_that_does_not_exist(tmp_path):
+    message = one_sentence(run("report", "--model", "nobody", "--out", tmp_path))
+    assert "nobody" in message and "attention" in message
+    one_sentence(run("evaluate", "--model", tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_damaged(tmp_path):
+    for name in "config.json", "vocab.json", "model.safetensors": (tmp_path / name).write_text("{")
+    assert "damaged" in one_sentence(run("report", "--model", tmp_path, "--out", tmp_path / "out"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    file = text_file(tmp_path / "file")
+    assert "file" in one_sentence(run("report", "--out", file))
+    assert "inside" in one_sentence(run("report", "--out", file / "inside"))
+    assert "is a folder" in one_sentence(run("studies", "--out", folder(tmp_path / "there")))
+    assert "something other than a model" in one_sentence(run("train", "--out", tmp_path))
+
+
+def test_names_that_do_not_exist(tmp_path):
+    assert "diffusion" in one_sentence(run("train", "--decoder", "diffusion", "--out", tmp_path / "model"))
+    assert "nowhere" in one_sentence(run("evaluate", "--images", "nowhere"))
+    assert "nowhere" in one_sentence(run("evaluate", "--split", "nowhere"))
+    assert "nowhere" in one_sentence(run("evaluate", "--part", "nowhere"))
+    assert run("download", "everything").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example(tmp_path):
+    result = run("report", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    for words in "The radiologist wrote", "simulated", "Not for diagnosis": assert words in result.stdout
+    with Image.open(tmp_path / "report.png") as picture: assert picture.format == "PNG"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.png"]
+
+
+def test_json_is_one_object(tmp_path):
+    result = program("report", png(tmp_path / "a.png"), png(tmp_path / "b.png"), "--json", "--beam", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert {"findings", "sentences", "log_probability", "model", "images", "seconds", "notice"} <= report.keys()
+    assert report["findings"] == " ".join(report["sentences"])
+    assert report["log_probability"] < 0 and report["model"] == "attention" and report["images"] == "phantom"
+    assert "Not for diagnosis" in report["notice"] and "simulated" in report["notice"]
+    assert (tmp_path / "report.png").is_file()
+
+
+def test_help_is_quick():
+    started = time.perf_counter()
+    result = program("--help")
+    assert time.perf_counter() - started < 2  # measured: 0.1 s; the rest is for a busy machine
+    assert result.returncode == 0 and "report" in result.stdout
+    loaded = subprocess.run([sys.executable, "-c", "import sys, xraycap.cli; print('torch' in sys.modules, 'pandas' in sys.modules)"],
+                            capture_output=True, text=True)
+    assert loaded.stdout.split() == ["False", "False"]
+
+
+def test_score(tmp_path):
+    refs, hyps = tmp_path / "refs.txt", tmp_path / "hyps.txt"
+    refs.write_text("the heart is normal in size .\nthe lungs are clear . no effusion .\n")
+    hyps.write_text("the heart is large .\nthe lungs are clear . no effusion .\n")
+    from xraycap.results import score_card
+    card = json.loads(run("score", refs, hyps, "--json").stdout)
+    assert card == score_card(refs.read_text().splitlines(), hyps.read_text().splitlines())
+    assert "bleu_4" in run("score", refs, hyps).stdout
+    hyps.write_text("one line\n")
+    assert "2 references and 1 hypotheses" in one_sentence(run("score", refs, hyps))
+    hyps.write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in one_sentence(run("score", refs, hyps))
+    hyps.write_text("")
+    assert "0 references" in one_sentence(run("score", hyps, hyps))
+    assert "no file" in one_sentence(run("score", refs, tmp_path / "missing.txt"))
+
+
+def test_studies(tmp_path):
+    out = tmp_path / "new" / "studies.csv"
+    assert run("studies", "--out", out).exit_code == 0
+    with out.open(newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
+    assert len(rows) == 3955 and len({r["uid"] for r in rows}) == 3955
+    assert {"uid", "images", "views", "frontal", "lateral", "findings", "impression", "findings_clean", "mesh", "split"} <= rows[0].keys()
+    for row in rows:
+        images, views = row["images"].split(";"), row["views"].split(";")
+        assert len(images) == len(views) and set(views) <= {"frontal", "lateral", ""}
+        assert not row["images"] or {row["frontal"], row["lateral"]} <= set(images)
+    parts = [r["split"] for r in rows]
+    assert [parts.count(p) for p in ("train", "val", "test")] == [2069, 296, 590]
+    assert [p.name for p in out.parent.iterdir()] == ["studies.csv"]

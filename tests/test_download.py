@@ -1,0 +1,280 @@
+"""Downloads from a server on this machine that has every bad habit."""
+import hashlib
+import io
+import os
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xraycap import reports as R
+
+DATA = np.random.default_rng(0).bytes(300_000)
+
+
+class Server:
+    "Serves `data`; the switches say how badly"
+
+    def __init__(self):
+        self.data, self.asked = DATA, []
+        self.cut = None # bytes after which it hangs up
+        self.ranges = True
+        self.announce = 0 # bytes added to the Content-Length
+        self.length = True # whether to say the length at all
+        self.chunked = False # to send in chunks instead
+        self.status = [] # answers to give first
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            def log_message(self, *args): pass
+            def do_GET(self): outer.answer(self)
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}/file.tgz"
+        threading.Thread(target=self.httpd.serve_forever, args=[.02], daemon=True).start()
+
+    def answer(self, h):
+        h.close_connection = True
+        asked = h.headers.get("Range")
+        self.asked.append(asked)
+        if self.status:
+            h.send_response(self.status.pop(0))
+            h.send_header("Content-Length", "0")
+            return h.end_headers()
+        begin = int(asked[6:-1]) if asked and self.ranges else 0
+        if begin >= len(self.data) and begin:
+            h.send_response(416)
+            h.send_header("Content-Range", f"bytes */{len(self.data)}")
+            h.send_header("Content-Length", "0")
+            return h.end_headers()
+        h.send_response(206 if begin else 200)
+        if begin: h.send_header("Content-Range", f"bytes {begin}-{len(self.data) - 1}/{len(self.data) + self.announce}")
+        if self.chunked:
+            h.send_header("Transfer-Encoding", "chunked")
+            h.end_headers()
+            for i in range(0, len(self.data), 50_000):
+                if self.cut and i >= self.cut: return
+                chunk = self.data[i:i + 50_000]
+                h.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            return h.wfile.write(b"0\r\n\r\n")
+        if self.length: h.send_header("Content-Length", str(len(self.data) - begin + self.announce))
+        h.end_headers()
+        h.wfile.write(self.data[begin:][:self.cut])
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(R.time, "sleep", lambda seconds: None)
+    s = Server()
+    yield s
+    s.httpd.shutdown()
+
+
+def fetched(server, path, **kw):
+    R.fetch(server.url, path, **kw)
+    assert not path.with_name(path.name + ".part").exists()
+    return path.read_bytes()
+
+
+# --- one file
+
+def test_plain(server, tmp_path):
+    assert fetched(server, tmp_path / "new" / "x", sha256=hashlib.sha256(DATA).hexdigest()) == DATA
+    assert server.asked == [None]
+
+
+def test_cut_connections_are_resumed(server, tmp_path):
+    server.cut = 100_000
+    assert fetched(server, tmp_path / "x") == DATA
+    assert server.asked == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_many_cuts_are_fine_as_long_as_something_comes(server, tmp_path):
+    server.cut = 10_000
+    assert fetched(server, tmp_path / "x") == DATA
+    assert len(server.asked) == 30
+
+
+def test_an_earlier_run_is_continued(server, tmp_path):
+    (tmp_path / "x.part").write_bytes(DATA[:123_456])
+    assert fetched(server, tmp_path / "x") == DATA
+    assert server.asked == ["bytes=123456-"]
+
+
+def test_an_earlier_run_that_was_complete_but_not_renamed(server, tmp_path):
+    (tmp_path / "x.part").write_bytes(DATA)
+    assert fetched(server, tmp_path / "x") == DATA
+
+
+def test_an_earlier_file_that_is_too_long_is_thrown_away(server, tmp_path):
+    (tmp_path / "x.part").write_bytes(DATA + b"more")
+    assert fetched(server, tmp_path / "x") == DATA
+
+
+def test_no_ranges_starts_again(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "x.part").write_bytes(b"junk" * 1000)
+    assert fetched(server, tmp_path / "x") == DATA
+
+
+def test_no_ranges_and_always_cut_gives_up(server, tmp_path):
+    server.ranges, server.cut = False, 100_000
+    with pytest.raises(FileNotFoundError, match="4 attempts in a row .* 100,000 of 300,000 bytes") as e: R.fetch(server.url, tmp_path / "x")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "x").exists() and (tmp_path / "x.part").stat().st_size == 100_000
+
+
+def test_cut_without_a_known_length(server, tmp_path):
+    "Chunks end with an empty one; without it, the file is not whole"
+    server.chunked, server.ranges = True, False
+    assert fetched(server, tmp_path / "x") == DATA
+    server.cut = 100_000
+    with pytest.raises(FileNotFoundError, match="unknown number of bytes"): R.fetch(server.url, tmp_path / "y")
+    assert not (tmp_path / "y").exists()
+
+
+def test_too_long_an_announcement_never_makes_a_file(server, tmp_path):
+    server.announce = 1000
+    with pytest.raises(FileNotFoundError, match="300,000 of 301,000 bytes"): R.fetch(server.url, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_too_short_an_announcement_is_found_by_the_checksum(server, tmp_path):
+    server.announce = -1000
+    with pytest.raises(ValueError, match="wrong checksum"): R.fetch(server.url, tmp_path / "x", sha256=hashlib.sha256(DATA).hexdigest())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_length(server, tmp_path):
+    server.length = False
+    assert fetched(server, tmp_path / "x") == DATA
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.status = [503, 429]
+    assert fetched(server, tmp_path / "x") == DATA
+
+
+@pytest.mark.parametrize("code", [404, 403, 410])
+def test_dead_address_is_not_asked_twice(server, tmp_path, code):
+    server.status = [code] * 9
+    with pytest.raises(FileNotFoundError, match=f"answers {code}: that address is dead"): R.fetch(server.url, tmp_path / "x")
+    assert len(server.asked) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_nobody_there(server, tmp_path):
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    with pytest.raises(FileNotFoundError, match="could not be fetched.*ConnectionError"): R.fetch(server.url, tmp_path / "x")
+
+
+# --- archives
+
+def tgz(members):
+    "A tar.gz of {name: bytes, or the target of a link}"
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str): info.type, info.linkname = tarfile.SYMTYPE, content
+            else: info.size = len(content)
+            tar.addfile(info, None if isinstance(content, str) else io.BytesIO(content))
+    return out.getvalue()
+
+
+def zipped(members):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name, content in members.items(): z.writestr(name, content)
+    return out.getvalue()
+
+
+def png(size, mode="L"):
+    out = io.BytesIO()
+    Image.new(mode, size, 100 if mode == "L" else (100,) * 3).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("make", [tgz, zipped])
+def test_extract(tmp_path, make):
+    (tmp_path / "a").write_bytes(make({"one": b"1", "deep/er/two": b"22"}))
+    R.extract(tmp_path / "a", tmp_path / "out")
+    assert {str(o.relative_to(tmp_path / "out")): o.read_bytes() for o in (tmp_path / "out").rglob("*") if o.is_file()} == {
+        "one": b"1", os.path.join("deep", "er", "two"): b"22"}
+
+
+@pytest.mark.parametrize("make,members", [
+    (tgz, {"good": b"1", "../evil": b"2"}), (tgz, {"good": b"1", "a/../../evil": b"2"}), (tgz, {"/tmp/xraycap-evil": b"2"}),
+    (tgz, {"../out.part-evil": b"2"}), (tgz, {"link": "..", "link/evil": b"2"}), (tgz, {"evil": "/etc/hostname"}),
+    (zipped, {"good": b"1", "../evil": b"2"}), (zipped, {"/tmp/xraycap-evil": b"2"})])
+def test_archives_that_want_out_are_refused_whole(tmp_path, make, members):
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / "a").write_bytes(make(members))
+    with pytest.raises(ValueError, match="was not unpacked"): R.extract(room / "a", room / "out")
+    assert sorted(o.name for o in tmp_path.rglob("*")) == ["a", "room"]
+    assert not os.path.exists("/tmp/xraycap-evil")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", tgz({"x": DATA})[:100_000], zipped({"x": DATA})[:100_000]])
+def test_damaged_archives(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be unpacked"): R.extract(tmp_path / "a", tmp_path / "out")
+    assert [o.name for o in tmp_path.iterdir()] == ["a"]
+
+
+# --- the command
+
+def test_images_end_to_end(server, tmp_path, monkeypatch, capsys):
+    server.data = tgz({"CXR1_1_IM-0001-3001.png": png((2048, 2496)), "CXR1_1_IM-0001-4001.png": png((600, 520), "RGB"),
+                       "small.png": png((40, 50))})
+    server.cut = len(server.data) // 3
+    monkeypatch.setenv("XRAYCAP_URL_IMAGES", server.url)
+    monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path))
+    folder = R.download("images")
+    said = capsys.readouterr().out
+    assert "CC BY-NC-ND 4.0" in said and "1.27 GB" in said
+    sizes = {o.name: Image.open(o).size for o in folder.iterdir()}
+    assert sizes == {"CXR1_1_IM-0001-3001.png": (512, 624), "CXR1_1_IM-0001-4001.png": (591, 512), "small.png": (40, 50)}
+    assert np.asarray(Image.open(folder / "CXR1_1_IM-0001-3001.png")).mean() == 100
+    assert R.load_studies("openi").uid.tolist() == [1]
+    n = len(server.asked)
+    assert R.download("images") == folder and len(server.asked) == n # a second time there is nothing to do
+    assert "Already there" in capsys.readouterr().out
+
+
+def test_vectors_end_to_end(server, tmp_path, monkeypatch):
+    server.data = zipped({"wiki-news-300d-1M-subword.vec": b"1 2\nlung 0 1\n"})
+    monkeypatch.setenv("XRAYCAP_URL_VECTORS", server.url)
+    assert R.download("vectors", tmp_path).read_bytes() == b"1 2\nlung 0 1\n"
+
+
+def test_weights_and_reports_end_to_end(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("XRAYCAP_URL_WEIGHTS", server.url)
+    assert R.download("weights", tmp_path).read_bytes() == DATA
+    server.data = R.find_archive().read_bytes()
+    monkeypatch.setenv("XRAYCAP_URL_REPORTS", server.url)
+    assert len(R.load_reports(R.download("reports", tmp_path))) == 3955
+    assert hashlib.sha256(server.data).hexdigest() == R.DOWNLOADS["reports"].sha256
+
+
+def test_wrong_content(server, tmp_path, monkeypatch):
+    server.data = zipped({"other.vec": b""})
+    monkeypatch.setenv("XRAYCAP_URL_VECTORS", server.url)
+    with pytest.raises(FileNotFoundError, match="does not hold wiki-news"): R.download("vectors", tmp_path)
+
+
+def test_dead_address_says_what_to_do(server, tmp_path, monkeypatch):
+    server.status = [404]
+    monkeypatch.setenv("XRAYCAP_URL_IMAGES", server.url)
+    with pytest.raises(FileNotFoundError, match="set XRAYCAP_URL_IMAGES to its new address") as e: R.download("images", tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="choose one of reports, images, weights, vectors"): R.download("everything")

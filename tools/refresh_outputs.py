@@ -1,0 +1,37 @@
+"Run notebooks as nbdev_test runs them (slow and notest cells keep the outputs they have) and store the new outputs, cleaned."
+import os
+import sys
+from pathlib import Path
+
+from execnb.nbio import write_nb
+from execnb.shell import CaptureShell
+from fastcore.xtras import working_directory
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from nbdev.process import NBProcessor
+
+
+def skipped(cell, flags):
+    "Does nbdev_test leave this cell out?"
+    directives = getattr(cell, "directives_", None) or {}
+    no_eval = directives.get("eval:", [""])[0].lower() == "false"
+    return cell.cell_type != "code" or "nbdev_export(" in cell.source or no_eval or bool(flags & directives.keys())
+
+
+def refresh(path, flags):
+    "Run the notebook at `path` and write it back; nothing is written when a cell fails."
+    nb = NBProcessor(path, rm_directives=False, process=True).nb
+    shell = CaptureShell(path)
+    with working_directory(path.parent):
+        try: shell.run_all(nb, exc_stop=True, preproc=lambda cell: skipped(cell, flags))
+        except Exception: sys.exit(shell.prettytb(fname=path))
+    clean_nb(nb)
+    write_nb(nb, path)
+
+
+if __name__ == "__main__":
+    os.environ["IN_TEST"] = "1"
+    flags = set(get_config().tst_flags.split()) - set(os.environ.get("FLAGS", "").split())
+    for path in map(Path, sys.argv[1:]):
+        refresh(path.resolve(), flags)
+        print(f"{path.name}: outputs refreshed")
