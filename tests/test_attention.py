@@ -109,17 +109,18 @@ def test_it_learns_to_look_at_the_mark():
     rng = np.random.default_rng(0)
     place, kind = rng.integers(0, 98, 256), rng.integers(0, 4, 256)
     features = torch.tensor(rng.random((256, 98, 1024)), dtype=torch.float32)
-    features[range(256), place, :32] = 4.
-    for k in range(4): features[torch.tensor(kind == k).nonzero()[:, 0], torch.tensor(place[kind == k]), 32 + 32 * k:64 + 32 * k] = 4.
+    for i in range(256): features[i, place[i], [*range(64), *range(64 + 64 * kind[i], 128 + 64 * kind[i])]] += 4.
     words = torch.tensor(kind + 4)
     tokens_in = torch.stack([torch.full_like(words, SOS), words], 1)
     targets = torch.stack([words, torch.full_like(words, EOS)], 1)
-    decoder = AttentionDecoder(8, hidden=32, attention=16, dropout=0.)
-    optimizer = torch.optim.Adam(decoder.parameters(), 5e-3)
+    decoder = AttentionDecoder(8, hidden=64, attention=32, dropout=0.)
+    optimizer = torch.optim.Adam(decoder.parameters(), 2e-3)
     for step in range(60):
         batch = torch.arange(64) + 64 * (step % 3)
         loss = masked_loss(decoder(features[batch], tokens_in[batch]), targets[batch])
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     decoder.eval()
     memory, state = decoder.start(features[192:])
     logits, _, weights = decoder.step(tokens_in[192:, 0], state, memory)

@@ -73,10 +73,13 @@ def test_pooled_is_each_views_mean(data):
 
 def test_learner_gives_two_parts_to_the_model(data):
     class Spy(torch.nn.Module):
-        weight = torch.nn.Parameter(torch.zeros(1))
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
         def forward(self, features, tokens):
             assert features.shape == (len(tokens), 98, 1024) and (tokens[:, 0] == SOS).all()
-            return self.weight * torch.ones(*tokens.shape, len(data[2]))
+            return self.weight.expand(*tokens.shape, len(data[2]))
     learn = Learner(loaders(data), Spy(), lambda logits, targets: logits.mean())
     with learn.no_bar(), learn.no_logging(): assert learn.validate() == [0]
 

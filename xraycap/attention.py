@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BahdanauAttention', 'gru_step', 'AttentionDecoder']
 
-# %% ../nbs/09_attention.ipynb #a7ec3007
+# %% ../nbs/09_attention.ipynb #f2beb9ea
 import torch
 from torch import nn
 from .lstm import frozen_embedding
 
-# %% ../nbs/09_attention.ipynb #d0c7a6dd
+# %% ../nbs/09_attention.ipynb #aa9f7d8f
 class BahdanauAttention(nn.Module):
     "Additive attention: a small network scores each place from the decoder's state and the place's key."
 
@@ -42,7 +42,7 @@ class BahdanauAttention(nn.Module):
         weights = e.softmax(-1)
         return (weights @ annotations).flatten(0, 1), weights.flatten(0, 1)
 
-# %% ../nbs/09_attention.ipynb #a5f3fbc4
+# %% ../nbs/09_attention.ipynb #012b3223
 def gru_step(
     x,  # (N, 3 * hidden) what enters the reset gate, the update gate and the candidate
     s,  # (N, 3 * hidden) the same from the previous state
@@ -55,7 +55,7 @@ def gru_step(
     n = torch.tanh(x_n + torch.sigmoid(x_r + s_r) * s_n)
     return n + z * (h - n)
 
-# %% ../nbs/09_attention.ipynb #7f797d9a
+# %% ../nbs/09_attention.ipynb #e7c3f2c5
 class AttentionDecoder(nn.Module):
     "Words from 98 places a study: before each word, attention picks a context from the places; it and the word enter a GRU."
     pooled = False
@@ -75,7 +75,6 @@ class AttentionDecoder(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.encode = nn.Linear(1024, hidden)
         self.place = nn.Parameter(.02 * torch.randn(98, hidden))
-        self.norm = nn.LayerNorm(hidden)
         self.initial = nn.Linear(hidden, hidden)
         self.attention = BahdanauAttention(hidden, attention)
         self.word_gates = nn.Linear(embedding_size, 3 * hidden)
@@ -89,7 +88,7 @@ class AttentionDecoder(nn.Module):
         features,  # (B, 98, 1024) float32
     ):  # memory: annotations (B, 98, hidden) and keys (B, 98, attention); state: h (B, hidden)
         "What is known before the first word; the keys are projected once, here."
-        annotations = self.drop(torch.relu(self.norm(self.encode(features) + self.place)))
+        annotations = self.drop(torch.relu(self.encode(features) + self.place))
         return (annotations, self.attention.keys(annotations)), (torch.tanh(self.initial(annotations.mean(1))),)
 
     def _look(

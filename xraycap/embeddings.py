@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['train_fasttext', 'load_vectors', 'embedding_matrix']
 
-# %% ../nbs/05_embeddings.ipynb #a25274c5
+# %% ../nbs/05_embeddings.ipynb #4ba668d9
 import zlib
 from pathlib import Path
 import numpy as np, torch
 from gensim.models import FastText, KeyedVectors
 from gensim.models.fasttext import load_facebook_vectors
 
-# %% ../nbs/05_embeddings.ipynb #a27ff33a
+# %% ../nbs/05_embeddings.ipynb #030a1584
 def train_fasttext(
     texts: list,  # cleaned training texts, tokens separated by spaces
     dim: int = 300,  # numbers per word
@@ -25,7 +25,7 @@ def train_fasttext(
     # 20,000 places for subwords instead of gensim's 2,000,000, which would take 2.4 GB for 1,500 words
     return FastText(sentences, vector_size=dim, epochs=epochs, seed=seed, sg=1, min_count=1, bucket=20_000, workers=1).wv
 
-# %% ../nbs/05_embeddings.ipynb #931e86d2
+# %% ../nbs/05_embeddings.ipynb #ce30efaa
 def _claimed_size(path):
     "Bytes that the file `path` must have at least, by its own first bytes"
     with open(path, 'rb') as f: head = f.read(128)
@@ -36,7 +36,7 @@ def _claimed_size(path):
     if magic != 793712314 or version != 12: raise ValueError('not the magic number of FastText')
     return int(dim) * int(bucket) * 4
 
-# %% ../nbs/05_embeddings.ipynb #90ae783b
+# %% ../nbs/05_embeddings.ipynb #f481a1b3
 def load_vectors(
     path,  # a `.vec` (text) or `.bin` (FastText) file
 ):  # gensim's vectors: `vectors[word]` is a float32 array (dim,)
@@ -54,7 +54,7 @@ def load_vectors(
         raise ValueError(f'{path} holds no usable word vectors; please get it again.')
     return vectors
 
-# %% ../nbs/05_embeddings.ipynb #d5255092
+# %% ../nbs/05_embeddings.ipynb #8091f110
 def embedding_matrix(
     vocab,  # a `Vocab`
     vectors,  # what `train_fasttext` or `load_vectors` gives

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CheXNet', 'load_weights', 'FindingNet', 'save_encoder', 'load_finding_net', 'fused', 'FeatureStore', 'store_features']
 
-# %% ../nbs/06_encoder.ipynb #8f4e045b
+# %% ../nbs/06_encoder.ipynb #fa54d3b4
 import copy
 import hashlib
 import json
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from .phantom import study_views
 from .reports import DOWNLOADS, cache_dir, fetch
 
-# %% ../nbs/06_encoder.ipynb #fbeff60b
+# %% ../nbs/06_encoder.ipynb #36f671bc
 class CheXNet(nn.Module):
     "DenseNet-121's convolutional part, with weights that have seen chests."
     def __init__(
@@ -72,13 +72,13 @@ class CheXNet(nn.Module):
         "The mean over all places: (B,1024)"
         return self(x).mean((2, 3))
 
-# %% ../nbs/06_encoder.ipynb #2c0317d6
+# %% ../nbs/06_encoder.ipynb #3b06e903
 def _torchvision_names(tensors):
     "Of a state dict, DenseNet's convolutional part under torchvision's present names."
     found = {key: re.search(r"(?:^|\.)features\.(.+)", key) for key in tensors}
     return {"features." + re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", m[1]): tensors[key] for key, m in found.items() if m}
 
-# %% ../nbs/06_encoder.ipynb #9015bc08
+# %% ../nbs/06_encoder.ipynb #365eb925
 def _check(tensors, source):
     "`tensors` as float32, if it is a whole DenseNet-121; otherwise ValueError names what is wrong with `source`."
     with torch.device("meta"): features = densenet121(weights=None).features
@@ -91,17 +91,17 @@ def _check(tensors, source):
         if not tensors[key].isfinite().all(): raise ValueError(f"{source} is damaged: {key} holds numbers that are not finite.")
     return {key: tensors[key].float() for key in shapes}
 
-# %% ../nbs/06_encoder.ipynb #12435d50
+# %% ../nbs/06_encoder.ipynb #45c04618
 def _read_torch(path):
     "Tensors of a PyTorch checkpoint: a state dict, or a dict with `state_dict` in it."
     try: saved = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"PyTorch's safe loader refuses {path}, because it holds more than tensors: if you trust it, open it once yourself, "
-                         "write its state_dict() with safetensors.torch.save_file and use that file.") from None
+        raise ValueError(f"PyTorch's safe loader refuses {path}, because it holds more than tensors: if you trust it, open it once "
+                         "yourself, write its state_dict() with safetensors.torch.save_file and use that file.") from None
     saved = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
     return {k: v for k, v in saved.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
 
-# %% ../nbs/06_encoder.ipynb #55dfba4d
+# %% ../nbs/06_encoder.ipynb #b339bb50
 class _Inert(dict):
     "Stands in for every class that a pickle names: takes anything, does nothing, keeps the state it is given."
     def __init__(self, *args, **kwargs): self.state = {}
@@ -115,7 +115,7 @@ _HARMLESS = {("collections", "OrderedDict"): OrderedDict, ("torch._utils", "_reb
 class _TensorUnpickler(pickle.Unpickler):
     def find_class(self, module, name): return _HARMLESS.get((module, name), _Inert)
 
-# %% ../nbs/06_encoder.ipynb #ab47c2d1
+# %% ../nbs/06_encoder.ipynb #c4397a97
 def _state(module, prefix=""):
     "State dict of a tree of inert modules."
     tensors = {prefix + k: v for part in ("_parameters", "_buffers") for k, v in module.state.get(part, {}).items() if v is not None}
@@ -130,16 +130,20 @@ def _read_pickled_model(path):
         model = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
     return {k: v.detach() for k, v in _state(model).items()} if isinstance(model, _Inert) else {}
 
-# %% ../nbs/06_encoder.ipynb #fbea29d8
+# %% ../nbs/06_encoder.ipynb #228923fd
 def _xrv_file(name):
     "Path of the safetensors of `xrv-...`, fetched from torchxrayvision's release and converted the first time."
     kept = cache_dir()/"weights"/f"{name}.safetensors"
     if kept.exists(): return kept
     from torchxrayvision.models import model_urls
+    url = model_urls["densenet121-res224-" + name.removeprefix("xrv-")]["weights_url"]
     fetched = kept.with_suffix(".pt")
-    fetch(model_urls["densenet121-res224-" + name.removeprefix("xrv-")]["weights_url"], fetched)
-    _keep(_check(_torchvision_names(_read_pickled_model(fetched)), fetched), kept)
-    fetched.unlink()
+    fetch(url, fetched)
+    try: tensors = _check(_torchvision_names(_read_pickled_model(fetched)), url)
+    except Exception as e:
+        raise ValueError(f"What {url} gave is not a DenseNet-121 ({type(e).__name__}): pass the path of a weights file instead.") from e
+    finally: fetched.unlink()
+    _keep(tensors, kept)
     return kept
 
 def _keep(tensors, path):
@@ -148,7 +152,7 @@ def _keep(tensors, path):
     part.write_bytes(save(tensors))
     os.replace(part, path)
 
-# %% ../nbs/06_encoder.ipynb #11d214ab
+# %% ../nbs/06_encoder.ipynb #739f73bc
 _KERAS_PART = re.compile(r"(?:^|/)(conv1[/_]conv|conv1[/_]bn|conv\d_block\d+_\d_(?:conv|bn)|pool\d_(?:conv|bn)|bn)"
                          r"/(kernel|gamma|beta|moving_mean|moving_variance)(?::0)?$")
 _KERAS_VARIABLE = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
@@ -162,7 +166,7 @@ def _from_keras(
     if m := re.match(r"pool(\d)_(\w+)", layer): return f"transition{int(m[1]) - 1}.{dict(bn='norm', conv='conv')[m[2]]}"
     return {"conv1/conv": "conv0", "conv1/bn": "norm0", "bn": "norm5"}[layer.replace("_", "/")]
 
-# %% ../nbs/06_encoder.ipynb #7b37317d
+# %% ../nbs/06_encoder.ipynb #0b85c57c
 def _read_keras(path):
     "Tensors of a Keras 2 DenseNet121 `.h5` file, under torchvision's names."
     try: import h5py
@@ -177,7 +181,7 @@ def _read_keras(path):
     with h5py.File(path, "r") as f: f.visititems(take)
     return tensors
 
-# %% ../nbs/06_encoder.ipynb #ff1000ef
+# %% ../nbs/06_encoder.ipynb #651066fd
 def _read_file(path):
     "Tensors of a weights file of any known kind, under torchvision's names."
     path = Path(path)
@@ -193,7 +197,7 @@ def _read_file(path):
     except Exception as e: raise ValueError(f"{path} is damaged and cannot be read as weights ({type(e).__name__}).") from e
     return _check(_torchvision_names(tensors), path)
 
-# %% ../nbs/06_encoder.ipynb #3e6e0c1e
+# %% ../nbs/06_encoder.ipynb #f8013a30
 def load_weights(
     weights,  # 'phantom', 'xrv-nih' (or all, pc, chex, rsna, mimic_nb, mimic_ch), 'chexnet-torch', 'chexnet-keras', 'imagenet', or a path
 ):
@@ -210,7 +214,7 @@ def load_weights(
         raise ValueError(f"{weights} is no weights' name (those are phantom, {', '.join([*_XRV, *_BROUGHT])}, imagenet) and no file.")
     return _read_file(weights)
 
-# %% ../nbs/06_encoder.ipynb #e0d797b6
+# %% ../nbs/06_encoder.ipynb #cabc9555
 _XRV = ["xrv-" + name for name in ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")]
 _BROUGHT = {"chexnet-torch": (DOWNLOADS["weights"].result, "fetch it with  xraycap download weights"),
             "chexnet-keras": ("brucechou1983_CheXNet_Keras_0.3.0_weights.h5", "it has no lasting address, so bring your own copy")}
@@ -218,7 +222,7 @@ _BROUGHT = {"chexnet-torch": (DOWNLOADS["weights"].result, "fetch it with  xrayc
 def _phantom_file():
     "Path of the weights in the package."
     path = files("xraycap")/"assets"/"phantom_encoder.safetensors"
-    if not path.is_file(): raise FileNotFoundError(f"The phantom weights are missing from this installation ({path}): install xraycap again.")
+    if not path.is_file(): raise FileNotFoundError(f"The phantom weights are missing ({path}): install xraycap again.")
     return Path(str(path))
 
 def _brought_file(name):
@@ -230,12 +234,14 @@ def _brought_file(name):
 
 def _imagenet():
     "torchvision's ImageNet weights, by its own download."
-    try: return _check(_torchvision_names(DenseNet121_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)), "torchvision's file")
+    origin = DenseNet121_Weights.IMAGENET1K_V1
+    try: state = origin.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as e:
-        raise FileNotFoundError(f"The ImageNet weights could not be fetched from {DenseNet121_Weights.IMAGENET1K_V1.url} ({e}): "
-                                "try again later, or pass the path of a weights file.") from None
+        raise FileNotFoundError(f"The ImageNet weights could not be fetched from {origin.url} ({e}): try again later, or pass the path "
+                                "of a weights file.") from None
+    return _check(_torchvision_names(state), origin.url)
 
-# %% ../nbs/06_encoder.ipynb #7d34c529
+# %% ../nbs/06_encoder.ipynb #0ba03ee1
 class FindingNet(nn.Module):
     "The network that trains the `phantom` weights: both views' pooled features, and one linear layer."
     def __init__(
@@ -253,7 +259,7 @@ class FindingNet(nn.Module):
         "Logits (B,n)"
         return self.head(self.encoder.pooled(x.flatten(0, 1)).view(len(x), 2048))  # (b v) c -> b (v c)
 
-# %% ../nbs/06_encoder.ipynb #7c80210d
+# %% ../nbs/06_encoder.ipynb #fc57eaa0
 def save_encoder(
     net,  # a trained FindingNet
     path,  # .safetensors file to write
@@ -265,7 +271,7 @@ def save_encoder(
                if not k.endswith("num_batches_tracked")}
     Path(path).write_bytes(save(tensors, {"findings": json.dumps(list(findings)), **notes}))
 
-# %% ../nbs/06_encoder.ipynb #b3b42aa6
+# %% ../nbs/06_encoder.ipynb #3c7887c1
 def load_finding_net(
     path=None,  # file that `save_encoder` wrote; None: the one in the package
 ):
@@ -280,7 +286,7 @@ def load_finding_net(
     net.load_state_dict({f"encoder.{k}": v for k, v in features.items()} | head, strict=False)
     return net.eval(), findings
 
-# %% ../nbs/06_encoder.ipynb #25ef03ee
+# %% ../nbs/06_encoder.ipynb #8a030fe7
 def fused(
     encoder,  # CheXNet; it stays as it is
 ):
@@ -293,7 +299,7 @@ def fused(
                 setattr(module, norm, nn.Identity())
     return fast.to(memory_format=torch.channels_last)
 
-# %% ../nbs/06_encoder.ipynb #36cc2976
+# %% ../nbs/06_encoder.ipynb #ab15d562
 class FeatureStore:
     "Spatial features of studies: `store[uid]` is float16 (98,1024), the frontal's 49 rows, then the lateral's."
     def __init__(
@@ -318,7 +324,7 @@ class FeatureStore:
     def __contains__(self, uid): return uid in self.rows
     def __len__(self): return len(self.rows)
 
-# %% ../nbs/06_encoder.ipynb #a308fff2
+# %% ../nbs/06_encoder.ipynb #4b7b9548
 def _digest(encoder):
     "Eight hex digits that change with any of the encoder's weights."
     sha = hashlib.sha256()
@@ -326,7 +332,7 @@ def _digest(encoder):
         if not key.endswith("num_batches_tracked"): sha.update(tensor.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:8]
 
-# %% ../nbs/06_encoder.ipynb #b14e6e69
+# %% ../nbs/06_encoder.ipynb #1a72efde
 def _views(studies):
     "Both views of each study: uint8 (n,2,224,224)"
     return np.stack([np.stack(study_views(study, 224)) for _, study in studies.iterrows()])
@@ -340,11 +346,11 @@ def _batches(studies, bs):
             coming += [pool.submit(_views, part) for part in parts[i + 1:i + 2]]
             yield part.uid.tolist(), coming.pop(0).result()
 
-# %% ../nbs/06_encoder.ipynb #140599d3
+# %% ../nbs/06_encoder.ipynb #319e1a77
 try: import fcntl
 except ImportError: fcntl = None  # Windows: there, do not fill one store from two processes at once
 
-# %% ../nbs/06_encoder.ipynb #6939c016
+# %% ../nbs/06_encoder.ipynb #5be0cb13
 def _index_of(path, studies):
     "What a store already holds; nothing, if the pixels of one of its studies have changed since."
     index = path.with_suffix(".json")
@@ -373,7 +379,7 @@ def _fill(path, held, studies, encoder, bs):
             os.replace(new_index, path.with_suffix(".json"))
             bar.update(len(uids))
 
-# %% ../nbs/06_encoder.ipynb #4f19fd11
+# %% ../nbs/06_encoder.ipynb #fd1861c6
 def store_features(
     studies,  # DataFrame of `load_studies`
     encoder,  # CheXNet

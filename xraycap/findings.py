@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['label_findings', 'finding_f1']
 
-# %% ../nbs/12_findings.ipynb #fdff7942
+# %% ../nbs/12_findings.ipynb #4d4c68ba
 import re
 from functools import lru_cache
+from .metrics import _check
 
-# %% ../nbs/12_findings.ipynb #36ef8b19
+# %% ../nbs/12_findings.ipynb #482eeda9
 _heart = '(?:heart|cardiac|cardiomediastinal|cardiopericardial)'
 _mentions = {name: re.compile(fr'\b(?:{words})\b') for name, words in {
     'Cardiomegaly': fr'cardiomegaly|{_heart} .*(?:enlarged|enlargement|large|borderline|prominent)|increased? (?:in )?heart size|'
@@ -53,7 +54,7 @@ def _clauses(text):
     text = re.sub(r'[^a-z0-9.\s]', ' ', text.lower())
     return [' '.join(clause.split()) for sentence in text.split('.') for clause in _but.split(sentence)]
 
-# %% ../nbs/12_findings.ipynb #a863b7b4
+# %% ../nbs/12_findings.ipynb #86e4e4e8
 _no = re.compile(r'\b(?:no|not|nor|without|free of|clear of|negative for|absence of|resolution of|clearing of|removal of|rather than|'
                  r'concern for|evaluat\w+ (?:of|for)|(?<!cannot )(?<!not )exclude)\b')
 _gone = re.compile(r'^ (?:(?:is|are|was|were|has|have|been|appears?|size|again|previously|seen|on|previous|xxxx) )*'
@@ -62,11 +63,11 @@ _no_change = re.compile(r'\bno (?:\w+ ){0,2}change\w*(?: in| of)?\b')
 
 def _negated(before, after): return bool(_no.search(_no_change.sub('', before)) or _gone.search(after))
 
-# %% ../nbs/12_findings.ipynb #580f67de
+# %% ../nbs/12_findings.ipynb #3b91fbd3
 _maybe = re.compile(r'\b(?:may|might|could|cannot|possibl[ey]|possibility|perhaps|suggest\w*|likely|probabl[ey]|versus|vs|or|question\w*|'
                     r'concerning|suspect\w*|suspicious|consider)\b')
 
-# %% ../nbs/12_findings.ipynb #93f5c3e9
+# %% ../nbs/12_findings.ipynb #61c86865
 _coded_in_doubt = {'Atelectasis', 'Scar', 'Edema', 'Opacity', 'Hyperinflation', 'Cardiomegaly'}
 
 @lru_cache(maxsize=100_000)
@@ -80,22 +81,20 @@ def _findings_of(clause):
             if not in_doubt and not _negated(before + m.group(), after): found.add(name)
     return frozenset(found)
 
-# %% ../nbs/12_findings.ipynb #218ad0a5
+# %% ../nbs/12_findings.ipynb #d42f6714
 def label_findings(
     text: str,  # a report, raw or cleaned
 ) -> set:  # names of the findings that it says are there, such as 'Pleural Effusion'; empty for a normal report
     "The findings of a report by rules that know negation and doubt"
     return set().union(*map(_findings_of, _clauses(text)))
 
-# %% ../nbs/12_findings.ipynb #aa498bdd
+# %% ../nbs/12_findings.ipynb #fe0d7428
 def finding_f1(
     references: list,  # one text per study, raw or cleaned
     hypotheses: list,  # the model's texts, same order and length
 ) -> tuple:  # (micro, macro), each from 0 to 1
-    "F1 of the findings that `hypotheses` name; \"normal\" is no finding. Raises: `ValueError` when the lists differ in length"
-    if len(references) != len(hypotheses):
-        raise ValueError(f'Each hypothesis needs its reference, but there are {len(references)} references '
-                         f'and {len(hypotheses)} hypotheses.')
+    "F1 of the findings that `hypotheses` name; \"normal\" is no finding. Raises: `ValueError` like `corpus_bleu`"
+    _check(references, hypotheses)
     theirs, ours = [[label_findings(t) for t in texts] for texts in (references, hypotheses)]
     counts = {}
     for name in _mentions:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['masked_loss', 'frozen_embedding', 'LSTMDecoder', 'TokenAccuracy', 'TokenPerplexity', 'caption_learner']
 
-# %% ../nbs/08_lstm.ipynb #e9654825
+# %% ../nbs/08_lstm.ipynb #fdc4a1d3
 from pathlib import Path
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from fastai.learner import Learner, Metric
 from fastai.optimizer import Adam
 from .text import PAD
 
-# %% ../nbs/08_lstm.ipynb #346317c4
+# %% ../nbs/08_lstm.ipynb #62061427
 def masked_loss(
     logits,  # (B, T, V) float: a score for each word of the vocabulary
     targets,  # (B, T) int: the words to predict, PAD after the end
@@ -26,7 +26,7 @@ def masked_loss(
     "Cross-entropy, averaged over the words and not over the padding."
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
 
-# %% ../nbs/08_lstm.ipynb #57d5079d
+# %% ../nbs/08_lstm.ipynb #4684fda2
 def frozen_embedding(
     vocab_size: int,  # V
     size: int,  # length of a word's vector
@@ -38,7 +38,7 @@ def frozen_embedding(
         raise ValueError(f'The embedding is {tuple(embedding.shape)}, but the vocabulary and vector size ask for {(vocab_size, size)}.')
     return nn.Embedding.from_pretrained(embedding.clone(), freeze=True, padding_idx=PAD)
 
-# %% ../nbs/08_lstm.ipynb #bb3bbdbd
+# %% ../nbs/08_lstm.ipynb #5047c092
 class LSTMDecoder(nn.Module):
     "Words from one vector a study: the image and the previous word enter an LSTM at every step."
     pooled = True
@@ -91,7 +91,7 @@ class LSTMDecoder(nn.Module):
         x = torch.cat([image[:, None].expand(-1, tokens.shape[1], -1), words], -1)
         return self.output(self.drop(self.lstm(x)[0]))
 
-# %% ../nbs/08_lstm.ipynb #db8be60b
+# %% ../nbs/08_lstm.ipynb #e5e53a7a
 class _TokenMetric(Metric):
     "A mean over all words of the validation set, however they fall into batches."
     def reset(self): self.total, self.count = 0., 0
@@ -100,7 +100,7 @@ class _TokenMetric(Metric):
         self.total += self.measure(learn.pred[real], learn.y[real]).sum().item()
         self.count += real.sum().item()
 
-# %% ../nbs/08_lstm.ipynb #ace7ed69
+# %% ../nbs/08_lstm.ipynb #91defea8
 class TokenAccuracy(_TokenMetric):
     "Share of the words, PAD left out, that the teacher-forced decoder ranks first."
     name = 'accuracy'
@@ -108,7 +108,7 @@ class TokenAccuracy(_TokenMetric):
     @property
     def value(self): return self.total / self.count
 
-# %% ../nbs/08_lstm.ipynb #b45ee042
+# %% ../nbs/08_lstm.ipynb #84a49b95
 class TokenPerplexity(_TokenMetric):
     "exp of the mean cross-entropy a word: how many equally likely words the decoder hesitates between."
     name = 'perplexity'
@@ -116,7 +116,19 @@ class TokenPerplexity(_TokenMetric):
     @property
     def value(self): return float(np.exp(self.total / self.count))
 
-# %% ../nbs/08_lstm.ipynb #20ac908d
+# %% ../nbs/08_lstm.ipynb #e2c9182e
+class _InFit:
+    "Lets a fastai tracker act in training only: `Learner.validate` would show it a row without the training loss, and confuse it."
+    trained = False
+    def after_train(self): self.trained = True
+    def after_epoch(self):
+        if self.trained: super().after_epoch()
+        self.trained = False
+
+class _KeepBest(_InFit, SaveModelCallback): pass
+class _StopEarly(_InFit, EarlyStoppingCallback): pass
+
+# %% ../nbs/08_lstm.ipynb #9fabe169
 def caption_learner(
     dls,  # DataLoaders of `caption_dls`
     decoder,  # `LSTMDecoder`, or any decoder with the same methods
@@ -127,7 +139,7 @@ def caption_learner(
 ) -> Learner:  # train it with `fit_one_cycle`
     "A fastai Learner with the masked loss, clipped gradients, and metrics of words, not of padding."
     callbacks, watch = [GradientClip(1.)], dict(monitor='perplexity', comp=np.less)
-    if folder is not None: callbacks.append(SaveModelCallback(fname='best', **watch))
-    if patience is not None: callbacks.append(EarlyStoppingCallback(patience=patience, **watch))
+    if folder is not None: callbacks.append(_KeepBest(fname='best', **watch))
+    if patience is not None: callbacks.append(_StopEarly(patience=patience, **watch))
     return Learner(dls, decoder, masked_loss, opt_func=Adam, lr=lr, wd=wd, cbs=callbacks,
                    metrics=[TokenAccuracy(), TokenPerplexity()], path=Path(folder or '.'), model_dir='.')

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['corpus_bleu', 'rouge_l', 'cider', 'most_common', 'best_constant', 'bootstrap', 'shuffled_bleu4']
 
-# %% ../nbs/11_metrics.ipynb #aa06eec1
+# %% ../nbs/11_metrics.ipynb #686eca5d
 import math
 from collections import Counter
 import numpy as np
 
-# %% ../nbs/11_metrics.ipynb #9c1e332e
+# %% ../nbs/11_metrics.ipynb #0422e36d
 def _check(references, hypotheses):
     for texts in (references, hypotheses):
         if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
@@ -36,7 +36,7 @@ def _ngram_tables(references, hypotheses):
         in_ref, in_hyp = (np.bincount(place[side], minlength=len(pair)) for side in (start < n, start >= n))
         yield pair // size, pair % size, in_ref, in_hyp
 
-# %% ../nbs/11_metrics.ipynb #1ef25301
+# %% ../nbs/11_metrics.ipynb #7c61a503
 def _bleu_counts(references, hypotheses):
     "(studies, 9): matches of the four orders, n-grams of the hypothesis, length of the reference"
     n, matches, totals = len(references), [], []
@@ -54,7 +54,7 @@ def _bleu(counts):
         score = np.exp(np.log(precision).cumsum(-1) / np.arange(1, 5) + penalty[..., None])
     return np.where(matches > 0, score, 0)
 
-# %% ../nbs/11_metrics.ipynb #177d9796
+# %% ../nbs/11_metrics.ipynb #2e87069f
 def corpus_bleu(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
@@ -62,7 +62,7 @@ def corpus_bleu(
     "BLEU of a whole test set, without smoothing. Raises: `ValueError` for anything but two equally long lists of strings"
     return _bleu(_bleu_counts(references, hypotheses).sum(0)).tolist()
 
-# %% ../nbs/11_metrics.ipynb #c4fafe03
+# %% ../nbs/11_metrics.ipynb #a1127da6
 def _longest_common(a, b):
     "Length of the longest common subsequence of the lists `a` and `b`"
     places, full = {}, (1 << len(a)) - 1
@@ -73,7 +73,7 @@ def _longest_common(a, b):
         row = (row + hits | row - hits) & full
     return len(a) - row.bit_count()
 
-# %% ../nbs/11_metrics.ipynb #355e668d
+# %% ../nbs/11_metrics.ipynb #87949a2a
 def rouge_l(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
@@ -87,7 +87,7 @@ def rouge_l(
         scores.append((1 + 1.2**2) * common / (len(hyp) + 1.2**2 * len(ref)) if common else 0)
     return sum(scores) / len(scores)
 
-# %% ../nbs/11_metrics.ipynb #08c29608
+# %% ../nbs/11_metrics.ipynb #bd30fb22
 def cider(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
@@ -104,7 +104,7 @@ def cider(
         cosines.append(np.divide(dot, norms, out=np.zeros(n), where=norms > 0))
     return float(10 * np.mean(np.mean(cosines, axis=0) * np.exp(-longer**2 / (2 * 6**2))))
 
-# %% ../nbs/11_metrics.ipynb #3f5acccb
+# %% ../nbs/11_metrics.ipynb #9ce21e24
 def most_common(
     references: list,  # texts of the training studies
 ) -> str:  # one of them
@@ -112,7 +112,7 @@ def most_common(
     counts = Counter(references)
     return min(counts, key=lambda text: (-counts[text], text))
 
-# %% ../nbs/11_metrics.ipynb #8d962712
+# %% ../nbs/11_metrics.ipynb #0079316a
 def _constant_bleu4(references):
     "Function from a text to the BLEU-4 that it has as everybody's hypothesis"
     n, words = len(references), sum(len(t.split()) for t in references)
@@ -125,14 +125,14 @@ def _constant_bleu4(references):
         return _bleu(np.array([*matches, *totals, words]))[3]
     return score
 
-# %% ../nbs/11_metrics.ipynb #f5069ab8
+# %% ../nbs/11_metrics.ipynb #82344664
 def best_constant(
     references: list,  # texts of the training studies
 ) -> str:  # one of them
     "The text of `references` with the highest BLEU-4 when it is said of every one of them"
     return max(sorted(set(references)), key=_constant_bleu4(references))
 
-# %% ../nbs/11_metrics.ipynb #95d245f4
+# %% ../nbs/11_metrics.ipynb #16d7ee00
 def bootstrap(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
@@ -144,7 +144,7 @@ def bootstrap(
     draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), n)  # (n, studies)
     return tuple(np.percentile(_bleu(draws @ counts)[:, 3], [2.5, 97.5]).tolist())
 
-# %% ../nbs/11_metrics.ipynb #7b20ab4b
+# %% ../nbs/11_metrics.ipynb #a71e1d0c
 def shuffled_bleu4(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FINDINGS', 'Beads', 'Solid', 'Phantom', 'mesh_findings', 'finding_sides', 'View', 'phantom', 'study_views']
 
-# %% ../nbs/03_phantom.ipynb #bccb22b5
+# %% ../nbs/03_phantom.ipynb #c25abe5f
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 
 from .radiographs import open_radiograph, square
 
-# %% ../nbs/03_phantom.ipynb #136cab84
+# %% ../nbs/03_phantom.ipynb #4605bc55
 _spine = {'Thoracic Vertebrae', 'Spine', 'Lumbar Vertebrae', 'Cervical Vertebrae'}
 _aorta = {'Aorta', 'Aorta, Thoracic', 'aorta', 'aorta, thoracic', 'Aortic Aneurysm'}
 _rules = { # finding group -> does a code with this heading `h` and these qualifiers `q` belong to it?
@@ -53,7 +53,7 @@ _rules = { # finding group -> does a code with this heading `h` and these qualif
 }
 FINDINGS = list(_rules)
 
-# %% ../nbs/03_phantom.ipynb #e60f65bc
+# %% ../nbs/03_phantom.ipynb #20cc24aa
 def _codes(mesh):
     "`(finding, qualifiers)` of every code that belongs to a finding group"
     out = []
@@ -62,14 +62,14 @@ def _codes(mesh):
         out += [(name, set(quals)) for name, rule in _rules.items() if rule(head, set(quals))]
     return out
 
-# %% ../nbs/03_phantom.ipynb #38df96f5
+# %% ../nbs/03_phantom.ipynb #d8509e2c
 def mesh_findings(
     mesh: list, # the MeSH codes of one report, such as `Opacity/lung/upper lobe/right`
 ) -> set: # the finding groups among `FINDINGS` that the codes name
     "The finding groups of a report's MeSH codes"
     return {name for name, _ in _codes(mesh)}
 
-# %% ../nbs/03_phantom.ipynb #d13c0258
+# %% ../nbs/03_phantom.ipynb #e2eaef7b
 def finding_sides(
     mesh: list, # the MeSH codes of one report
 ) -> dict: # {finding: set of 'right' and 'left'}, for the findings whose code names a side
@@ -80,7 +80,7 @@ def finding_sides(
         if sides: out[name] = out.get(name, set()) | sides
     return out
 
-# %% ../nbs/03_phantom.ipynb #af4c26b6
+# %% ../nbs/03_phantom.ipynb #bb01354c
 Beads = namedtuple('Beads', 'center axis long short mu') # spheroids: (N,3) cm, (N,3) unit, (N,) cm, (N,) cm, (N,) 1/cm
 
 def _beads(center, long, short=None, mu=.03, axis=(0, 0, 1)):
@@ -100,7 +100,7 @@ def _tube(paths, radius, mu):
     long = np.maximum(1.6 * d, r)
     return _beads(paths.reshape(-1, 3), long.ravel(), r.ravel(), (mu * 2 * d / (np.pi * long)).ravel(), step.reshape(-1, 3) + 1e-9)
 
-# %% ../nbs/03_phantom.ipynb #f9ef062e
+# %% ../nbs/03_phantom.ipynb #28861928
 Solid = namedtuple('Solid', 'center form') # the points p with (p-center)' form (p-center) <= 1
 
 def _solid(center, axes, R=None):
@@ -114,7 +114,7 @@ def _turn(axis, degrees):
     R = np.eye(3); R[i, i] = R[j, j] = np.cos(a); R[i, j] = -np.sin(a); R[j, i] = np.sin(a)
     return R
 
-# %% ../nbs/03_phantom.ipynb #56a0e847
+# %% ../nbs/03_phantom.ipynb #b6cf3e05
 class View:
     "A parallel projection: `frontal` along y (patient's left on the right), `lateral` along x (front of the chest on the left)"
     def __init__(self, name, width, height, center, size):
@@ -133,49 +133,53 @@ class View:
         uv = s * (A[..., h, 2] - A[..., h, d] * A[..., 2, d] / dd)
         return uu, vv, uv, 1 / np.sqrt(dd)
 
-    def splat(self, beads, R):
-        "Attenuation (size,size) of many spheroids: the closed-form chord of each, on the few pixels it covers"
+    def splat(self, R, *layers):
+        "Attenuation (layers,size,size) of spheroids: the closed-form chord of each, on the few pixels it covers"
+        beads, layer = _join(*layers), np.repeat(np.arange(len(layers)), [len(x.mu) for x in layers])
         pad = 8 + self.size // 4
         side = self.size + 2 * pad
         c, t = beads.center @ R.T, beads.axis @ R.T
         k = 1 / beads.long**2 - 1 / beads.short**2
         A = np.eye(3) / (beads.short**2)[:, None, None] + k[:, None, None] * t[:, :, None] * t[:, None, :]
-        uu, vv, uv, half = self.form(A)
-        det = uu * vv - uv**2
-        rad = np.stack([np.sqrt(vv / det) / self.du, np.sqrt(uu / det) / self.dv]) # half the window that it needs, in pixels
+        uu, vv, uv, half = (x.astype('f4') for x in self.form(A))
+        rad = np.stack([np.sqrt(vv), np.sqrt(uu)]) / np.sqrt(uu * vv - uv**2) / [[self.du], [self.dv]] # half the window it needs, in pixels
         at = np.stack([(self.sign * c[:, self.across] - self.u[0]) / self.du, (self.v[0] - c[:, 2]) / self.dv]) + pad
-        inside = ((at > 1.8 * rad + 2) & (at < side - 1.8 * rad - 3)).all(0) # the rest cannot reach the picture
-        bucket = np.ceil(np.log(np.maximum(rad, 1)) / np.log(1.8)).astype(int)
+        inside = ((at > 1.5 * rad + 2) & (at < side - 1.5 * rad - 3)).all(0) # the rest cannot reach the picture
+        bucket = np.ceil(np.log(np.maximum(rad, 1)) / np.log(1.5)).astype(int) # spheroids of like windows are computed at once
         code = np.where(inside, bucket[0] * 100 + bucket[1], -1)
+        near = np.round(at).astype('i4')
+        off = ((near - at) * [[self.du], [-self.dv]]).astype('f4')
+        first, amount = layer * side**2 + near[1] * side + near[0], 2 * half * beads.mu.astype('f4')
         where, values = [], []
         for b in np.unique(code[inside]):
-            i = np.flatnonzero(code == b)
-            x0, y0 = np.round(at[:, i]).astype('i4')
-            wx, wy = (np.arange(-int(r), int(r) + 1, dtype='i4') for r in np.ceil(rad[:, i].max(1)))
-            gu = ((x0 - at[0, i])[:, None] + wx).astype('f4') * np.float32(self.du)
-            gv = ((at[1, i] - y0)[:, None] - wy).astype('f4') * np.float32(self.dv)
-            f = lambda a: a[i, None].astype('f4')
-            q = (2 * f(uv) * gv)[:, :, None] * gu[:, None, :]
-            q += (f(uu) * gu**2)[:, None, :]; q += (f(vv) * gv**2 - 1)[:, :, None]
-            np.minimum(q, 0, out=q); np.negative(q, out=q); np.sqrt(q, out=q)
-            q *= (2 * half[i] * beads.mu[i]).astype('f4')[:, None, None]
-            where.append(((y0[:, None] + wy)[:, :, None] * side + (x0[:, None] + wx)[:, None, :]).ravel()); values.append(q.ravel())
-        if not where: return np.zeros((self.size, self.size))
-        where, values = np.concatenate(where), np.concatenate(values)
-        out = np.bincount(where, values, minlength=side * side).reshape(side, side)
-        return out[pad:-pad, pad:-pad]
+            alike = np.flatnonzero(code == b)
+            wx, wy = (np.arange(-int(w), int(w) + 1) for w in np.ceil(rad[:, alike].max(1)))
+            window = (wy[:, None] * side + wx)[:, :, None]
+            n = 1 + 40_000 // window.size # as many as stay in the processor's cache; spheroids last, so that numpy's inner loop is long
+            for i in (alike[k:k + n] for k in range(0, len(alike), n)):
+                gu, gv = off[0, i] + (wx * self.du).astype('f4')[:, None], off[1, i] - (wy * self.dv).astype('f4')[:, None]
+                q = (-2 * uv[i] * gv)[:, None] * gu
+                q -= uu[i] * gu**2; q += (1 - vv[i] * gv**2)[:, None]
+                np.maximum(q, 0, out=q); np.sqrt(q, out=q)
+                q *= amount[i]
+                where.append((first[i] + window).ravel()); values.append(q.ravel())
+        if not where: return np.zeros((len(layers), self.size, self.size))
+        out = np.bincount(np.concatenate(where), np.concatenate(values), minlength=len(layers) * side**2)
+        return out.reshape(-1, side, side)[:, pad:-pad, pad:-pad]
 
     def interval(self, solid, R, rows=slice(None), cols=slice(None)):
         "Where each ray enters and leaves a solid: two arrays in cm along the ray; they meet where the ray misses it"
         c, A = R @ solid.center, R @ solid.form @ R.T
-        uu, vv, uv, half = self.form(A)
+        uu, vv, uv, half = (x.astype('f4') for x in self.form(A))
         gu = (self.u[cols] - self.sign * c[self.across]).astype('f4')[None]
         gv = (self.v[rows] - c[2]).astype('f4')[:, None]
-        q = 1 - uu * gu**2 - vv * gv**2 - 2 * uv * gu * gv
+        q = (-2 * uv * gv) * gu
+        q -= uu * gu**2; q += 1 - vv * gv**2
+        np.maximum(q, 0, out=q); np.sqrt(q, out=q); q *= half
         d, h = self.along, self.across
-        mid = c[d] - (A[d, h] * self.sign * gu + A[d, 2] * gv) / A[d, d]
-        r = half * np.sqrt(np.maximum(q, 0))
-        return (mid - r).astype('f4'), (mid + r).astype('f4')
+        tilt = (np.array([A[d, h] * self.sign, A[d, 2]]) / A[d, d]).astype('f4')
+        mid = (np.float32(c[d]) - tilt[1] * gv) - tilt[0] * gu
+        return mid - q, mid + q
 
     def box(self, solid, R):
         "Rows and columns that a solid can touch"
@@ -188,7 +192,7 @@ class View:
         rows = np.clip([(self.v[0] - c[2] - hv) / self.dv, (self.v[0] - c[2] + hv) / self.dv + 2], 0, self.size).astype(int)
         return slice(*rows), slice(*cols)
 
-# %% ../nbs/03_phantom.ipynb #3314923a
+# %% ../nbs/03_phantom.ipynb #e35ea360
 def _uncovered(inner, covers):
     "Length (cm) of the interval `inner` that no interval of `covers` takes, ray by ray"
     lo, hi = inner
@@ -201,7 +205,7 @@ def _uncovered(inner, covers):
         s.append(a); e.append(b)
     return sum(np.maximum(a - b, 0) for a, b in zip(s[1:] + [hi], e))
 
-# %% ../nbs/03_phantom.ipynb #45c2d44c
+# %% ../nbs/03_phantom.ipynb #22376841
 def _draw_body(uid):
     "What makes one patient differ from the next, drawn from the study's own seed (lengths in cm, angles in degrees)"
     rng = np.random.default_rng([uid, 0])
@@ -225,7 +229,7 @@ def _draw_body(uid):
     b.age = u(0, 1)
     return b
 
-# %% ../nbs/03_phantom.ipynb #99bfd928
+# %% ../nbs/03_phantom.ipynb #c96902aa
 def _grow(b, found):
     "Organs as solids, after the findings that change a shape; `found` is {finding: qualifiers}"
     severity = lambda q: 1.5 if q & {'severe', 'large'} else .75 if q & {'mild', 'small', 'borderline'} else 1.
@@ -279,7 +283,7 @@ def _heart(b, ratio):
     half = ratio * width / 2
     return _solid((half - .36 * .44 * width, 2.4 * b.deep, b.heart_z), k * shape, R)
 
-# %% ../nbs/03_phantom.ipynb #70b6c4b1
+# %% ../nbs/03_phantom.ipynb #7a040e42
 def _outline(b, view):
     "The body's outline as solids: torso, neck and shoulders (for the lateral view the arms are raised)"
     w, d = b.xc + b.W + b.fat * .85 + 1.9, b.D + b.fat * .8 + 1.5
@@ -291,7 +295,7 @@ def _outline(b, view):
         arms = [_solid((s * 10, 4, 22 * b.tall), (4.2 + .3 * b.fat, 12, 7.5 + .4 * b.fat), _turn(0, -20)) for s in (-1, 1)]
     return [torso, neck, *arms]
 
-# %% ../nbs/03_phantom.ipynb #b9bd96a6
+# %% ../nbs/03_phantom.ipynb #12c57cb5
 def _cage(b, z):
     "Half width and half depth (cm) of the rib cage at height `z`"
     f = np.sqrt(np.clip(1 - ((z - b.zc) / (b.H * 1.03))**2, .04, 1))
@@ -299,7 +303,7 @@ def _cage(b, z):
 
 def _ribs(b):
     "Ten pairs of hollow ribs from the spine round the cage, with collar bones, shoulder blades and breast bone"
-    t = np.linspace(.06, .80, 46) * np.pi
+    t = np.linspace(.06, .80, 42) * np.pi
     out = []
     for s in (-1, 1):
         k = np.arange(10)[:, None]
@@ -327,7 +331,7 @@ def _shoulders(b):
                 _tube(np.linspace((x - s * 3.5, -6.5, 11.5 * b.tall), (x + s * 2.5, -2.5, 14 * b.tall), 12)[None], .55, .22 * b.bone)]
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #6e08ab81
+# %% ../nbs/03_phantom.ipynb #60163f1b
 def _vertebrae(b, wear=0.):
     "Vertebral bodies with bright end plates, arches and spines along the spine; `wear` narrows discs and grows osteophytes"
     zz = np.arange(-21, 20, 2.45) * b.tall
@@ -349,18 +353,18 @@ def _vertebrae(b, wear=0.):
         for dx in (-1., 0, 1.): parts.append(_beads((c + 1.2 * up + [dx, 0, 0])[spur], .28, 1.45, .20 * wear, up[spur]))
     return _join(*parts)
 
-# %% ../nbs/03_phantom.ipynb #367c3fc5
+# %% ../nbs/03_phantom.ipynb #d9cee32c
 def _branches(b):
-    "Lung vessels: from each hilum 15 arteries, each with three branches and each of those with two; clipped by nothing, thin at the end"
+    "Lung vessels: from each hilum 14 arteries, each with three branches and each of those with two; clipped by nothing, thin at the end"
     rng, out = b.rng, []
     for s in (-1, 1):
         hilum = np.array([s * 2.9 * b.wide, -1., .6 * b.tall - (.9 if s < 0 else 0)])
-        n = 15
+        n = 14
         tip_z = np.linspace(b.base + 1.5, 11 * b.tall, n) + rng.normal(0, .6, n)
         w, d = _cage(b, tip_z)
         tip = np.stack([s * np.clip(w * rng.uniform(.45, .88, n), 4, None), rng.uniform(-.75, .75, n) * d, tip_z], -1)
         start = hilum + rng.normal(0, 1, (n, 3)) * [.25, .9, .5]; r0 = .52 * b.vessels
-        for steps, kids in (23, 3), (12, 2), (8, 0): # beads along a branch, branches that leave it
+        for steps, kids in (20, 3), (10, 2), (7, 0): # beads along a branch, branches that leave it
             t = np.linspace(0, 1, steps)[None, :, None]
             bow = rng.normal(0, .14, (len(tip), 1, 3)) * np.linalg.norm(tip - start, axis=1)[:, None, None]
             path = start[:, None] + (tip - start)[:, None] * t + bow * np.sin(np.pi * t)
@@ -374,7 +378,7 @@ def _branches(b):
         out.append(_beads(hilum + rng.normal(0, 1, (5, 3)) * [.3, .9, .6], 1.25, .85, .035 * b.vessels, rng.normal(0, 1, (5, 3))))
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #5dd37428
+# %% ../nbs/03_phantom.ipynb #50622c79
 def _place(b, q, rng, side):
     "A point (cm) inside the lung of `side`, in the lobe or zone that the qualifiers name"
     zone = next((z for z in ('apex', 'upper lobe', 'middle lobe', 'lingula', 'lower lobe', 'base', 'hilum', 'retrocardiac') if z in q), None)
@@ -403,7 +407,7 @@ def _streak(rng, c, length, r, mu, slope):
     d = np.array([np.cos(slope), rng.uniform(-.5, .5), np.sin(slope)])
     return _tube((c + t * length * d + np.array([0, 0, rng.normal(0, .35)]) * (t * 2)**2)[None], r, mu)
 
-# %% ../nbs/03_phantom.ipynb #ce239ea9
+# %% ../nbs/03_phantom.ipynb #bff6e0aa
 def _paint_lung(b, name, q, rng, k):
     "Beads of a finding inside the lungs; `k` is its severity"
     sides = _side(q, rng.random()); many = bool(q & {'multiple', 'scattered', 'diffuse', 'bilateral'})
@@ -426,7 +430,7 @@ def _paint_lung(b, name, q, rng, k):
                 out += [_streak(rng, c + rng.normal(0, .4, 3), rng.uniform(2., 3.5), .16, .5, rng.uniform(.5, 2.6)) for _ in range(3)]
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #346517b8
+# %% ../nbs/03_phantom.ipynb #85dab511
 def _paint_diffuse(b, name, q, rng, k):
     "Beads of interstitial markings or edema: a net of fine lines, or wet vessels and a haze round both hila"
     out = []
@@ -446,7 +450,7 @@ def _paint_diffuse(b, name, q, rng, k):
             out.append(_tube(np.stack([s * (w - 2.2), 0 * z, z], -1)[:, None] + np.linspace(0, 1.8, 5)[None, :, None] * [s, 0, 0], .10, .35 * k))
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #e5f677c0
+# %% ../nbs/03_phantom.ipynb #9c2f9ea9
 def _paint_device(b, name, q, rng, k):
     "Beads of metal, plastic and calcium: catheters, pacemakers, clips and wires, rods, calcified aorta"
     right = rng.random() < .6 if not q & {'right', 'left'} else 'right' in q
@@ -487,7 +491,7 @@ def _smooth(points, n=44):
     p = np.stack([np.interp(t, np.arange(len(points)), x) for x in np.asarray(points, float).T], -1)
     return gaussian_filter(p, (2.2, 0), mode='nearest')
 
-# %% ../nbs/03_phantom.ipynb #90e80bad
+# %% ../nbs/03_phantom.ipynb #5713af27
 def _paint_wall(b, name, q, rng, k):
     "Beads of a finding of the pleura or the ribs"
     out = []
@@ -515,7 +519,7 @@ def _effusion(b, q, rng, k):
                 _solid((s * (b.xc + b.W + 1), -2.2, top - 4), (3.4, b.D * .9, 6.6))]
     return out
 
-# %% ../nbs/03_phantom.ipynb #69b75e8c
+# %% ../nbs/03_phantom.ipynb #de069bbd
 _severe, _slight = {'severe', 'large', 'extensive'}, {'mild', 'small', 'borderline', 'minimal'}
 _lung = {'Opacity', 'Airspace Disease', 'Nodule', 'Granuloma', 'Calcified Lymph Node', 'Atelectasis', 'Scar'}
 _diffuse, _wall = {'Interstitial Markings', 'Edema'}, {'Fracture', 'Pleural Thickening'}
@@ -546,7 +550,7 @@ def _local(b, codes):
                 _solid((1.6 + bulge, -4.4, -1.5), (1.8 * k, 1.9, 9)), _solid((-1.5 - .5 * k, 2.2, 2.2), (1.8 * k, 2, 6))])
     return {f: _join(*x) for f, x in beads.items()}, solids
 
-# %% ../nbs/03_phantom.ipynb #32950885
+# %% ../nbs/03_phantom.ipynb #3b1f7d5b
 def _pneumothorax(b, q, rng, view, R):
     "Air without vessels beside the lung: a bright pleural line, and where the vessels are missing"
     lines, empty = [], np.zeros((view.size, view.size), bool)
@@ -561,7 +565,7 @@ def _pneumothorax(b, q, rng, view, R):
         empty |= (width(lung) > .5) & (width(inner) == 0)
     return _join(*lines), empty
 
-# %% ../nbs/03_phantom.ipynb #712a04b7
+# %% ../nbs/03_phantom.ipynb #0d888654
 def _anatomy(b, view, R, solids):
     "Attenuation (size,size) of outline, organs and air, and the air's length (cm) through both lungs"
     size, name = view.size, 'frontal' if view.along == 1 else 'lateral'
@@ -597,23 +601,23 @@ def _soft(b):
     out.append(_tube(np.stack([breast_bone + [dx, 0, 0] for dx in (-.9, 0, .9)]), .55, .16 * b.bone))
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #5ec3ad42
+# %% ../nbs/03_phantom.ipynb #33f72fed
 def _film(mu, air, b, view, rng):
     "From attenuation to a film: scatter, detector curve, noise, collimation and a side marker (uint8)"
     frontal = view.along == 1
     size = view.size
-    texture = gaussian_filter(rng.standard_normal((size, size)).astype('f4'), max(.9 * size / 224, .5))
-    mu = mu + .085 * b.vessels * texture * np.sqrt(np.maximum(air, 0)) / 3
+    texture = gaussian_filter(rng.standard_normal((size, size), 'f4'), max(.9 * size / 224, .5))
+    mu = mu + np.float32(.085 * b.vessels / 3) * texture * np.sqrt(np.maximum(air, 0))
     scatter = (.012, .0035)[not frontal] * rng.uniform(.6, 1.5)
-    x = -np.log(np.exp(-mu.astype('f4')) + scatter)
+    x = -np.log(np.exp(-mu) + np.float32(scatter))
     chest = 2 * (b.D + b.fat * .8) if frontal else 2 * (b.xc + b.W + .6 * b.fat)
     low = .19 * chest * .87 - .145 * (11.5 if frontal else 17) - .95 + rng.normal(0, .16)
     high = -np.log(np.exp(-.19 * chest * 1.02) + scatter) + (.85 if frontal else .65) + rng.normal(0, .14)
-    y = np.clip((x - low) / (high - low), -.25, 1.2)
-    y = 1 / (1 + np.exp(-4.4 * (y - rng.normal(.47, .045))))
+    y = np.clip((x - np.float32(low)) / np.float32(high - low), -.25, 1.2)
+    y = 1 / (1 + np.exp(-4.4 * (y - np.float32(rng.normal(.47, .045)))))
     y = (y - .06) / .86
     y = gaussian_filter(y, .55 * size / 224)
-    y += rng.uniform(.006, .022) * gaussian_filter(rng.standard_normal((size, size)), .45) * (1.4 - y)
+    y += rng.uniform(.006, .022) * gaussian_filter(rng.standard_normal((size, size), 'f4'), .45) * (1.4 - y)
     if rng.random() < .30: # collimation: one or more dark borders
         edge = rng.integers(0, max(size // 22, 2), 4) * (rng.random(4) < .6)
         y[:edge[0]] *= .08; y[size - edge[1]:] *= .08; y[:, :edge[2]] *= .08; y[:, size - edge[3]:] *= .08
@@ -629,7 +633,7 @@ def _marker(y, rng, frontal):
     left = min(left, n - g.shape[1])
     y[top:top + g.shape[0], left:left + g.shape[1]][g] = rng.uniform(.9, 1)
 
-# %% ../nbs/03_phantom.ipynb #ed6bff39
+# %% ../nbs/03_phantom.ipynb #40550c07
 Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs')
 
 def _mask(found, b, b0, name, beads, solids, empty, view, R):
@@ -637,14 +641,14 @@ def _mask(found, b, b0, name, beads, solids, empty, view, R):
     if name in _whole: return np.ones((view.size, view.size), bool)
     inside = lambda solid: np.subtract(*view.interval(solid, R)[::-1]) > 0
     m = np.zeros((view.size, view.size), bool)
-    if name in beads: m |= view.splat(beads[name]._replace(mu=np.abs(beads[name].mu)), R) > 1e-6
+    if name in beads: m |= view.splat(R, beads[name]._replace(mu=np.abs(beads[name].mu)))[0] > 1e-6
     for s in solids.get(name, []): m |= inside(s)
     if name == 'Cardiomegaly': m |= inside(b.heart) | inside(b0.heart)
     if name == 'Elevated Diaphragm':
         for s in (-1, 1):
             if b.tops[s] != b.dome0[s]: m |= inside(b.domes[s]) | inside(b0.domes[s])
     if name in ('Scoliosis', 'Kyphosis', 'Spine Degeneration'):
-        for x in (b, b0): m |= view.splat(_vertebrae(x, 1.), R) > 1e-6
+        for x in (b, b0): m |= view.splat(R, _vertebrae(x, 1.))[0] > 1e-6
         for x in (b, b0): m |= inside(_solid(x.spine(np.zeros(1))[0] + [0, .6, 0], (2., 1.9, 60)))
     if name == 'Pneumothorax': m |= empty
     return maximum_filter(m, 7)
@@ -672,12 +676,13 @@ def phantom(
         view = View(name, width if name == 'frontal' else .92 * width, height, (center[0] if name == 'frontal' else center[0] + .8, center[1]), size)
         base, air = _anatomy(b, view, R, solids)
         fixed = _join(common, _shoulders(b)) if name == 'frontal' else common
-        blood = view.splat(tree, R) * np.clip(air / 3, 0, 1)
-        line, empty = (None, None)
+        empty = None
         if 'Pneumothorax' in found:
-            line, empty = _pneumothorax(b, found['Pneumothorax'], np.random.default_rng([uid, 5]), view, R)
-            beads['Pneumothorax'] = line; blood[empty] = 0
-        mu = base + blood + view.splat(_join(fixed, *beads.values()), R)
+            beads['Pneumothorax'], empty = _pneumothorax(b, found['Pneumothorax'], np.random.default_rng([uid, 5]), view, R)
+        solid, blood = view.splat(R, _join(fixed, *beads.values()), tree)
+        blood = blood * np.clip(air / 3, 0, 1)
+        if empty is not None: blood[empty] = 0
+        mu = (base + blood + solid).astype('f4')
         views.append(_film(mu, air if empty is None else air * ~empty, b, view, np.random.default_rng([uid, 6, name == 'lateral'])))
         if name == 'frontal':
             inside = lambda solid: np.subtract(*view.interval(solid, R)[::-1]) > 0
@@ -687,7 +692,7 @@ def phantom(
             masks[f].append(_mask(found, b, b0, f, beads, solids, empty, view, R))
     return Phantom(*views, {f: tuple(m) for f, m in masks.items()}, heart, lungs)
 
-# %% ../nbs/03_phantom.ipynb #076cadde
+# %% ../nbs/03_phantom.ipynb #6289cdac
 def study_views(
     study, # a row of `load_studies`
     size: int = 224, # pixels a side

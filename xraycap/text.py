@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PAD', 'SOS', 'EOS', 'UNK', 'clean_findings', 'clean_chen', 'Vocab', 'sentences']
 
-# %% ../nbs/04_text.ipynb #06f56197
+# %% ../nbs/04_text.ipynb #7ca0f071
 import json,re
 from collections import Counter
 from pathlib import Path
 
-# %% ../nbs/04_text.ipynb #f8eb05ea
+# %% ../nbs/04_text.ipynb #b8a51120
 _contractions = [(re.compile(pattern), words) for pattern, words in [
     (r"\bwon['’]t\b", 'will not'), (r"\bcan['’]t\b", 'cannot'), (r"n['’]t\b", ' not'), (r"['’]re\b", ' are'), (r"['’]ve\b", ' have'),
     (r"['’]ll\b", ' will'), (r"['’]d\b", ' would'), (r"['’]m\b", ' am'), (r"['’]s\b", ' is')]]
@@ -19,7 +19,7 @@ def _decontract(text):
     for pattern, words in _contractions: text = pattern.sub(words, text)
     return text
 
-# %% ../nbs/04_text.ipynb #cfd85a21
+# %% ../nbs/04_text.ipynb #7ce99bc7
 def clean_findings(
     text: str,  # findings as they stand in the report
 ) -> str:  # lower-case words of three letters or more (and "no"), full stops between them, all separated by one space
@@ -30,7 +30,7 @@ def clean_findings(
     words = [w for w in text.replace('.', ' . ').split() if len(w) > 2 or w in ('no', '.')]
     return ' '.join(w for i, w in enumerate(words) if w != '.' or (i and words[i-1] != '.'))
 
-# %% ../nbs/04_text.ipynb #63c30a28
+# %% ../nbs/04_text.ipynb #5fb2a361
 _marks = re.compile(r'[.,?;*!%^&_+(){}\]"\'/\\:-\[]')
 
 def clean_chen(
@@ -42,13 +42,13 @@ def clean_chen(
     if not text: return ''
     return ' '.join(' . '.join(_marks.sub('', sentence) for sentence in text.split('. ')).split() + ['.'])
 
-# %% ../nbs/04_text.ipynb #f10be6c4
+# %% ../nbs/04_text.ipynb #e725a09d
 PAD, SOS, EOS, UNK = 0, 1, 2, 3
 
-# %% ../nbs/04_text.ipynb #20b09184
+# %% ../nbs/04_text.ipynb #8353c0dc
 _specials = ['<pad>', '<sos>', '<eos>', '<unk>']
 
-# %% ../nbs/04_text.ipynb #0dd21bbc
+# %% ../nbs/04_text.ipynb #8b26e6fb
 class Vocab:
     "The words a model can write, and their numbers: `<pad>` 0, `<sos>` 1, `<eos>` 2, `<unk>` 3, then `words`"
     def __init__(self,
@@ -103,7 +103,7 @@ class Vocab:
             raise ValueError(f'{path} is not a vocabulary: expected a JSON list of words that starts with {", ".join(_specials)}.')
         return cls(words[4:])
 
-# %% ../nbs/04_text.ipynb #ac71fe65
+# %% ../nbs/04_text.ipynb #78e529c4
 def sentences(
     text: str,  # tokens separated by spaces, "." after each sentence
 ) -> list:  # sentences, each with a capital letter and a full stop
