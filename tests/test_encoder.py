@@ -381,6 +381,22 @@ def test_changed_images_are_encoded_again(views, tmp_path, monkeypatch):
     np.testing.assert_array_equal(old_store[1], before)  # who has the old file open keeps it
 
 
+def test_stopped_while_starting_over(views, tmp_path, monkeypatch):
+    before = store_features(table([1, 2]), Cheap(), tmp_path)[1].copy()
+    monkeypatch.setattr(enc, "study_views", lambda study, size=224: tuple(255 - o for o in fake_views(study)))
+    with monkeypatch.context() as m:
+        m.setattr(Cheap, "spatial", lambda self, x: 1 / 0)
+        with pytest.raises(ZeroDivisionError): store_features(table([1, 2]), Cheap(), tmp_path)
+    assert not np.array_equal(store_features(table([1, 2]), Cheap(), tmp_path)[1], before)
+
+
+def test_a_shortened_file_is_filled_again(views, tmp_path):
+    store = store_features(table([1, 2]), Cheap(), tmp_path)
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:1000])
+    assert store_features(table([1, 2]), Cheap(), tmp_path).path.read_bytes() == whole
+
+
 def test_no_store(tmp_path):
     with pytest.raises(FileNotFoundError, match="store_features"): FeatureStore(tmp_path / "none.f16")
 

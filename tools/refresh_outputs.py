@@ -1,4 +1,6 @@
-"Run notebooks as nbdev_test runs them (slow and notest cells keep the outputs they have) and store the new outputs, cleaned."
+"""Run notebooks as nbdev_test runs them (slow and notest cells keep the outputs they have) and store the new outputs, cleaned.
+
+What goes to standard error, progress bars and libraries' warnings with this machine's paths, is not stored."""
 import os
 import sys
 from pathlib import Path
@@ -25,6 +27,8 @@ def refresh(path, flags):
     with working_directory(path.parent):
         try: shell.run_all(nb, exc_stop=True, preproc=lambda cell: skipped(cell, flags))
         except Exception: sys.exit(shell.prettytb(fname=path))
+    for cell in nb.cells:
+        if "outputs" in cell: cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     clean_nb(nb)
     write_nb(nb, path)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CheXNet', 'load_weights', 'FindingNet', 'save_encoder', 'load_finding_net', 'fused', 'FeatureStore', 'store_features']
 
-# %% ../nbs/06_encoder.ipynb #fa54d3b4
+# %% ../nbs/06_encoder.ipynb #e0f200c4
 import copy
 import hashlib
 import json
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from .phantom import study_views
 from .reports import DOWNLOADS, cache_dir, fetch
 
-# %% ../nbs/06_encoder.ipynb #36f671bc
+# %% ../nbs/06_encoder.ipynb #5937d3e7
 class CheXNet(nn.Module):
     "DenseNet-121's convolutional part, with weights that have seen chests."
     def __init__(
@@ -72,13 +72,13 @@ class CheXNet(nn.Module):
         "The mean over all places: (B,1024)"
         return self(x).mean((2, 3))
 
-# %% ../nbs/06_encoder.ipynb #3b06e903
+# %% ../nbs/06_encoder.ipynb #56e9ea82
 def _torchvision_names(tensors):
     "Of a state dict, DenseNet's convolutional part under torchvision's present names."
     found = {key: re.search(r"(?:^|\.)features\.(.+)", key) for key in tensors}
     return {"features." + re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", m[1]): tensors[key] for key, m in found.items() if m}
 
-# %% ../nbs/06_encoder.ipynb #365eb925
+# %% ../nbs/06_encoder.ipynb #5ce4b2a5
 def _check(tensors, source):
     "`tensors` as float32, if it is a whole DenseNet-121; otherwise ValueError names what is wrong with `source`."
     with torch.device("meta"): features = densenet121(weights=None).features
@@ -91,7 +91,7 @@ def _check(tensors, source):
         if not tensors[key].isfinite().all(): raise ValueError(f"{source} is damaged: {key} holds numbers that are not finite.")
     return {key: tensors[key].float() for key in shapes}
 
-# %% ../nbs/06_encoder.ipynb #45c04618
+# %% ../nbs/06_encoder.ipynb #e6f0eb9e
 def _read_torch(path):
     "Tensors of a PyTorch checkpoint: a state dict, or a dict with `state_dict` in it."
     try: saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,7 +101,7 @@ def _read_torch(path):
     saved = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
     return {k: v for k, v in saved.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
 
-# %% ../nbs/06_encoder.ipynb #b339bb50
+# %% ../nbs/06_encoder.ipynb #0b7787a4
 class _Inert(dict):
     "Stands in for every class that a pickle names: takes anything, does nothing, keeps the state it is given."
     def __init__(self, *args, **kwargs): self.state = {}
@@ -115,7 +115,7 @@ _HARMLESS = {("collections", "OrderedDict"): OrderedDict, ("torch._utils", "_reb
 class _TensorUnpickler(pickle.Unpickler):
     def find_class(self, module, name): return _HARMLESS.get((module, name), _Inert)
 
-# %% ../nbs/06_encoder.ipynb #c4397a97
+# %% ../nbs/06_encoder.ipynb #a7b741ac
 def _state(module, prefix=""):
     "State dict of a tree of inert modules."
     tensors = {prefix + k: v for part in ("_parameters", "_buffers") for k, v in module.state.get(part, {}).items() if v is not None}
@@ -130,7 +130,7 @@ def _read_pickled_model(path):
         model = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
     return {k: v.detach() for k, v in _state(model).items()} if isinstance(model, _Inert) else {}
 
-# %% ../nbs/06_encoder.ipynb #228923fd
+# %% ../nbs/06_encoder.ipynb #52b70818
 def _xrv_file(name):
     "Path of the safetensors of `xrv-...`, fetched from torchxrayvision's release and converted the first time."
     kept = cache_dir()/"weights"/f"{name}.safetensors"
@@ -152,7 +152,7 @@ def _keep(tensors, path):
     part.write_bytes(save(tensors))
     os.replace(part, path)
 
-# %% ../nbs/06_encoder.ipynb #739f73bc
+# %% ../nbs/06_encoder.ipynb #e9e4aa71
 _KERAS_PART = re.compile(r"(?:^|/)(conv1[/_]conv|conv1[/_]bn|conv\d_block\d+_\d_(?:conv|bn)|pool\d_(?:conv|bn)|bn)"
                          r"/(kernel|gamma|beta|moving_mean|moving_variance)(?::0)?$")
 _KERAS_VARIABLE = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
@@ -166,7 +166,7 @@ def _from_keras(
     if m := re.match(r"pool(\d)_(\w+)", layer): return f"transition{int(m[1]) - 1}.{dict(bn='norm', conv='conv')[m[2]]}"
     return {"conv1/conv": "conv0", "conv1/bn": "norm0", "bn": "norm5"}[layer.replace("_", "/")]
 
-# %% ../nbs/06_encoder.ipynb #0b85c57c
+# %% ../nbs/06_encoder.ipynb #79a5a089
 def _read_keras(path):
     "Tensors of a Keras 2 DenseNet121 `.h5` file, under torchvision's names."
     try: import h5py
@@ -181,7 +181,7 @@ def _read_keras(path):
     with h5py.File(path, "r") as f: f.visititems(take)
     return tensors
 
-# %% ../nbs/06_encoder.ipynb #651066fd
+# %% ../nbs/06_encoder.ipynb #325d4ebe
 def _read_file(path):
     "Tensors of a weights file of any known kind, under torchvision's names."
     path = Path(path)
@@ -197,7 +197,7 @@ def _read_file(path):
     except Exception as e: raise ValueError(f"{path} is damaged and cannot be read as weights ({type(e).__name__}).") from e
     return _check(_torchvision_names(tensors), path)
 
-# %% ../nbs/06_encoder.ipynb #f8013a30
+# %% ../nbs/06_encoder.ipynb #927c8775
 def load_weights(
     weights,  # 'phantom', 'xrv-nih' (or all, pc, chex, rsna, mimic_nb, mimic_ch), 'chexnet-torch', 'chexnet-keras', 'imagenet', or a path
 ):
@@ -214,7 +214,7 @@ def load_weights(
         raise ValueError(f"{weights} is no weights' name (those are phantom, {', '.join([*_XRV, *_BROUGHT])}, imagenet) and no file.")
     return _read_file(weights)
 
-# %% ../nbs/06_encoder.ipynb #cabc9555
+# %% ../nbs/06_encoder.ipynb #0c3296b9
 _XRV = ["xrv-" + name for name in ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")]
 _BROUGHT = {"chexnet-torch": (DOWNLOADS["weights"].result, "fetch it with  xraycap download weights"),
             "chexnet-keras": ("brucechou1983_CheXNet_Keras_0.3.0_weights.h5", "it has no lasting address, so bring your own copy")}
@@ -241,7 +241,7 @@ def _imagenet():
                                 "of a weights file.") from None
     return _check(_torchvision_names(state), origin.url)
 
-# %% ../nbs/06_encoder.ipynb #0ba03ee1
+# %% ../nbs/06_encoder.ipynb #a269f31e
 class FindingNet(nn.Module):
     "The network that trains the `phantom` weights: both views' pooled features, and one linear layer."
     def __init__(
@@ -259,7 +259,7 @@ class FindingNet(nn.Module):
         "Logits (B,n)"
         return self.head(self.encoder.pooled(x.flatten(0, 1)).view(len(x), 2048))  # (b v) c -> b (v c)
 
-# %% ../nbs/06_encoder.ipynb #fc57eaa0
+# %% ../nbs/06_encoder.ipynb #a5d59404
 def save_encoder(
     net,  # a trained FindingNet
     path,  # .safetensors file to write
@@ -271,7 +271,7 @@ def save_encoder(
                if not k.endswith("num_batches_tracked")}
     Path(path).write_bytes(save(tensors, {"findings": json.dumps(list(findings)), **notes}))
 
-# %% ../nbs/06_encoder.ipynb #3c7887c1
+# %% ../nbs/06_encoder.ipynb #c6b76cf1
 def load_finding_net(
     path=None,  # file that `save_encoder` wrote; None: the one in the package
 ):
@@ -286,7 +286,7 @@ def load_finding_net(
     net.load_state_dict({f"encoder.{k}": v for k, v in features.items()} | head, strict=False)
     return net.eval(), findings
 
-# %% ../nbs/06_encoder.ipynb #8a030fe7
+# %% ../nbs/06_encoder.ipynb #c419fad5
 def fused(
     encoder,  # CheXNet; it stays as it is
 ):
@@ -299,7 +299,7 @@ def fused(
                 setattr(module, norm, nn.Identity())
     return fast.to(memory_format=torch.channels_last)
 
-# %% ../nbs/06_encoder.ipynb #ab15d562
+# %% ../nbs/06_encoder.ipynb #3063bf33
 class FeatureStore:
     "Spatial features of studies: `store[uid]` is float16 (98,1024), the frontal's 49 rows, then the lateral's."
     def __init__(
@@ -324,7 +324,7 @@ class FeatureStore:
     def __contains__(self, uid): return uid in self.rows
     def __len__(self): return len(self.rows)
 
-# %% ../nbs/06_encoder.ipynb #4b7b9548
+# %% ../nbs/06_encoder.ipynb #43c3ca80
 def _digest(encoder):
     "Eight hex digits that change with any of the encoder's weights."
     sha = hashlib.sha256()
@@ -332,7 +332,7 @@ def _digest(encoder):
         if not key.endswith("num_batches_tracked"): sha.update(tensor.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:8]
 
-# %% ../nbs/06_encoder.ipynb #1a72efde
+# %% ../nbs/06_encoder.ipynb #8653b884
 def _views(studies):
     "Both views of each study: uint8 (n,2,224,224)"
     return np.stack([np.stack(study_views(study, 224)) for _, study in studies.iterrows()])
@@ -346,27 +346,30 @@ def _batches(studies, bs):
             coming += [pool.submit(_views, part) for part in parts[i + 1:i + 2]]
             yield part.uid.tolist(), coming.pop(0).result()
 
-# %% ../nbs/06_encoder.ipynb #319e1a77
+# %% ../nbs/06_encoder.ipynb #d6b74437
 try: import fcntl
 except ImportError: fcntl = None  # Windows: there, do not fill one store from two processes at once
 
-# %% ../nbs/06_encoder.ipynb #5be0cb13
+# %% ../nbs/06_encoder.ipynb #0f102e24
+_ROW = 98 * 1024 * 2  # bytes of one study
+
 def _index_of(path, studies):
-    "What a store already holds; nothing, if the pixels of one of its studies have changed since."
+    "What a store already holds; nothing, if its file is too short or the pixels of one of its studies have changed since."
     index = path.with_suffix(".json")
-    held = json.loads(index.read_text()) if index.exists() and path.exists() else {"rows": {}, "pixels": {}}
+    held = json.loads(index.read_text()) if index.exists() else {"rows": {}, "pixels": {}}
+    whole = path.exists() and path.stat().st_size >= len(held["rows"]) * _ROW
     known = studies[studies.uid.astype(str).isin(held["rows"])][:1]
-    if len(known) and zlib.crc32(_views(known)) != held["pixels"][str(known.uid.iloc[0])]:
-        path.unlink()  # readers that have it open keep the old one
-        held = {"rows": {}, "pixels": {}}
-    return held
+    if whole and (known.empty or zlib.crc32(_views(known)) == held["pixels"][str(known.uid.iloc[0])]): return held
+    index.unlink(missing_ok=True)  # the index first: it must never name what is not there
+    path.unlink(missing_ok=True)  # who has the old file open keeps it
+    return {"rows": {}, "pixels": {}}
 
 def _fill(path, held, studies, encoder, bs):
     "Encode `studies` into the rows after those that `held` names."
     todo = studies[~studies.uid.astype(str).isin(held["rows"])]
     fast, new_index = fused(encoder), path.with_suffix(".json.part")
     with open(path, "r+b" if held["rows"] else "wb") as f, tqdm(total=len(todo), unit=" studies") as bar:
-        f.seek(len(held["rows"]) * 98 * 1024 * 2)
+        f.seek(len(held["rows"]) * _ROW)
         for uids, views in _batches(todo, bs):
             x = torch.from_numpy(views).flatten(0, 1).to(encoder.mean.device)
             with torch.inference_mode(): y = fast.spatial(x).half().reshape(len(uids), 98, 1024)  # (n v) p c -> n (v p) c
@@ -379,7 +382,7 @@ def _fill(path, held, studies, encoder, bs):
             os.replace(new_index, path.with_suffix(".json"))
             bar.update(len(uids))
 
-# %% ../nbs/06_encoder.ipynb #fd1861c6
+# %% ../nbs/06_encoder.ipynb #b50bb7da
 def store_features(
     studies,  # DataFrame of `load_studies`
     encoder,  # CheXNet
