@@ -4,7 +4,7 @@ BIN := .venv/bin
 TOOLS_FIRST := PATH="$(CURDIR)/tools:$(CURDIR)/$(BIN):$$PATH"
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: report test export refresh docs dist clean help
+.PHONY: report test test-slow export refresh docs bench dist clean help
 
 report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.png lateral.png" for your own)
 	@$(BIN)/xraycap report $(IMAGES)
@@ -14,9 +14,13 @@ test: .venv/.dev  ## modules in step with the notebooks, then every notebook, th
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 	$(BIN)/pytest -q tests
 
+test-slow: .venv/.dev  ## the slow cells and the slow tests too
+	$(BIN)/nbdev_test --n_workers 1 --do_print --flags slow
+	$(BIN)/pytest -q --slow tests
+
 export: .venv/.dev  ## notebooks -> xraycap/ and README.md, and clean notebooks
-	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
 	tools/readme.sh .
 
 refresh: .venv/.dev  ## run NB="nbs/04_text.ipynb ..." as the tests do and keep the outputs (FLAGS=slow: the slow cells too)
@@ -25,6 +29,9 @@ refresh: .venv/.dev  ## run NB="nbs/04_text.ipynb ..." as the tests do and keep 
 docs: .venv/.dev  ## the site, in _docs/
 	$(TOOLS_FIRST) nbdev_docs
 
+bench: .venv/.dev  ## simulated images a second on one core
+	$(BIN)/python bench/phantom.py
+
 dist: .venv/.dev  ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --quiet
 
@@ -32,7 +39,7 @@ clean:  ## remove what was built, not the virtual environment
 	rm -rf build dist _docs _proc
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
 
 .venv/.user: settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

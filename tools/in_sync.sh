@@ -12,7 +12,7 @@ mkdir "$copy/xraycap"
 cp -R nbs tools "$copy"
 cp settings.ini setup.py pyproject.toml _quarto.yml "$copy"
 cp xraycap/__init__.py "$copy/xraycap"
-(cd "$copy" && nbdev_export && nbdev_clean)
+(cd "$copy" && nbdev_clean && nbdev_export)
 tools/readme.sh "$copy"
 
 failed=0

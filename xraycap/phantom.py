@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['FINDINGS', 'Beads', 'Solid', 'Phantom', 'mesh_findings', 'finding_sides', 'View', 'phantom', 'study_views']
 
-# %% ../nbs/03_phantom.ipynb #c25abe5f
+# %% ../nbs/03_phantom.ipynb #dcf5c175
 from collections import namedtuple
 from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import gaussian_filter, maximum_filter
 
 from .radiographs import open_radiograph, square
 
-# %% ../nbs/03_phantom.ipynb #4605bc55
+# %% ../nbs/03_phantom.ipynb #295bfdba
 _spine = {'Thoracic Vertebrae', 'Spine', 'Lumbar Vertebrae', 'Cervical Vertebrae'}
 _aorta = {'Aorta', 'Aorta, Thoracic', 'aorta', 'aorta, thoracic', 'Aortic Aneurysm'}
 _rules = { # finding group -> does a code with this heading `h` and these qualifiers `q` belong to it?
@@ -53,7 +52,7 @@ _rules = { # finding group -> does a code with this heading `h` and these qualif
 }
 FINDINGS = list(_rules)
 
-# %% ../nbs/03_phantom.ipynb #20cc24aa
+# %% ../nbs/03_phantom.ipynb #04f5c157
 def _codes(mesh):
     "`(finding, qualifiers)` of every code that belongs to a finding group"
     out = []
@@ -62,14 +61,14 @@ def _codes(mesh):
         out += [(name, set(quals)) for name, rule in _rules.items() if rule(head, set(quals))]
     return out
 
-# %% ../nbs/03_phantom.ipynb #d8509e2c
+# %% ../nbs/03_phantom.ipynb #64d339da
 def mesh_findings(
     mesh: list, # the MeSH codes of one report, such as `Opacity/lung/upper lobe/right`
 ) -> set: # the finding groups among `FINDINGS` that the codes name
     "The finding groups of a report's MeSH codes"
     return {name for name, _ in _codes(mesh)}
 
-# %% ../nbs/03_phantom.ipynb #e2eaef7b
+# %% ../nbs/03_phantom.ipynb #53c3aa18
 def finding_sides(
     mesh: list, # the MeSH codes of one report
 ) -> dict: # {finding: set of 'right' and 'left'}, for the findings whose code names a side
@@ -80,7 +79,7 @@ def finding_sides(
         if sides: out[name] = out.get(name, set()) | sides
     return out
 
-# %% ../nbs/03_phantom.ipynb #bb01354c
+# %% ../nbs/03_phantom.ipynb #7a0ada81
 Beads = namedtuple('Beads', 'center axis long short mu') # spheroids: (N,3) cm, (N,3) unit, (N,) cm, (N,) cm, (N,) 1/cm
 
 def _beads(center, long, short=None, mu=.03, axis=(0, 0, 1)):
@@ -100,7 +99,7 @@ def _tube(paths, radius, mu):
     long = np.maximum(1.6 * d, r)
     return _beads(paths.reshape(-1, 3), long.ravel(), r.ravel(), (mu * 2 * d / (np.pi * long)).ravel(), step.reshape(-1, 3) + 1e-9)
 
-# %% ../nbs/03_phantom.ipynb #28861928
+# %% ../nbs/03_phantom.ipynb #47c5fb3c
 Solid = namedtuple('Solid', 'center form') # the points p with (p-center)' form (p-center) <= 1
 
 def _solid(center, axes, R=None):
@@ -114,7 +113,7 @@ def _turn(axis, degrees):
     R = np.eye(3); R[i, i] = R[j, j] = np.cos(a); R[i, j] = -np.sin(a); R[j, i] = np.sin(a)
     return R
 
-# %% ../nbs/03_phantom.ipynb #b6cf3e05
+# %% ../nbs/03_phantom.ipynb #04a1bc9d
 class View:
     "A parallel projection: `frontal` along y (patient's left on the right), `lateral` along x (front of the chest on the left)"
     def __init__(self, name, width, height, center, size):
@@ -192,7 +191,7 @@ class View:
         rows = np.clip([(self.v[0] - c[2] - hv) / self.dv, (self.v[0] - c[2] + hv) / self.dv + 2], 0, self.size).astype(int)
         return slice(*rows), slice(*cols)
 
-# %% ../nbs/03_phantom.ipynb #e35ea360
+# %% ../nbs/03_phantom.ipynb #97d804c7
 def _uncovered(inner, covers):
     "Length (cm) of the interval `inner` that no interval of `covers` takes, ray by ray"
     lo, hi = inner
@@ -205,7 +204,7 @@ def _uncovered(inner, covers):
         s.append(a); e.append(b)
     return sum(np.maximum(a - b, 0) for a, b in zip(s[1:] + [hi], e))
 
-# %% ../nbs/03_phantom.ipynb #22376841
+# %% ../nbs/03_phantom.ipynb #131ffa05
 def _draw_body(uid):
     "What makes one patient differ from the next, drawn from the study's own seed (lengths in cm, angles in degrees)"
     rng = np.random.default_rng([uid, 0])
@@ -229,7 +228,7 @@ def _draw_body(uid):
     b.age = u(0, 1)
     return b
 
-# %% ../nbs/03_phantom.ipynb #c96902aa
+# %% ../nbs/03_phantom.ipynb #48d5e24f
 def _grow(b, found):
     "Organs as solids, after the findings that change a shape; `found` is {finding: qualifiers}"
     severity = lambda q: 1.5 if q & {'severe', 'large'} else .75 if q & {'mild', 'small', 'borderline'} else 1.
@@ -283,7 +282,7 @@ def _heart(b, ratio):
     half = ratio * width / 2
     return _solid((half - .36 * .44 * width, 2.4 * b.deep, b.heart_z), k * shape, R)
 
-# %% ../nbs/03_phantom.ipynb #7a040e42
+# %% ../nbs/03_phantom.ipynb #25a2f028
 def _outline(b, view):
     "The body's outline as solids: torso, neck and shoulders (for the lateral view the arms are raised)"
     w, d = b.xc + b.W + b.fat * .85 + 1.9, b.D + b.fat * .8 + 1.5
@@ -295,7 +294,7 @@ def _outline(b, view):
         arms = [_solid((s * 10, 4, 22 * b.tall), (4.2 + .3 * b.fat, 12, 7.5 + .4 * b.fat), _turn(0, -20)) for s in (-1, 1)]
     return [torso, neck, *arms]
 
-# %% ../nbs/03_phantom.ipynb #12c57cb5
+# %% ../nbs/03_phantom.ipynb #f3903a8c
 def _cage(b, z):
     "Half width and half depth (cm) of the rib cage at height `z`"
     f = np.sqrt(np.clip(1 - ((z - b.zc) / (b.H * 1.03))**2, .04, 1))
@@ -331,7 +330,7 @@ def _shoulders(b):
                 _tube(np.linspace((x - s * 3.5, -6.5, 11.5 * b.tall), (x + s * 2.5, -2.5, 14 * b.tall), 12)[None], .55, .22 * b.bone)]
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #60163f1b
+# %% ../nbs/03_phantom.ipynb #4df9a758
 def _vertebrae(b, wear=0.):
     "Vertebral bodies with bright end plates, arches and spines along the spine; `wear` narrows discs and grows osteophytes"
     zz = np.arange(-21, 20, 2.45) * b.tall
@@ -353,7 +352,7 @@ def _vertebrae(b, wear=0.):
         for dx in (-1., 0, 1.): parts.append(_beads((c + 1.2 * up + [dx, 0, 0])[spur], .28, 1.45, .20 * wear, up[spur]))
     return _join(*parts)
 
-# %% ../nbs/03_phantom.ipynb #d9cee32c
+# %% ../nbs/03_phantom.ipynb #bcd262c0
 def _branches(b):
     "Lung vessels: from each hilum 14 arteries, each with three branches and each of those with two; clipped by nothing, thin at the end"
     rng, out = b.rng, []
@@ -378,7 +377,7 @@ def _branches(b):
         out.append(_beads(hilum + rng.normal(0, 1, (5, 3)) * [.3, .9, .6], 1.25, .85, .035 * b.vessels, rng.normal(0, 1, (5, 3))))
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #50622c79
+# %% ../nbs/03_phantom.ipynb #b9d2e437
 def _place(b, q, rng, side):
     "A point (cm) inside the lung of `side`, in the lobe or zone that the qualifiers name"
     zone = next((z for z in ('apex', 'upper lobe', 'middle lobe', 'lingula', 'lower lobe', 'base', 'hilum', 'retrocardiac') if z in q), None)
@@ -407,7 +406,7 @@ def _streak(rng, c, length, r, mu, slope):
     d = np.array([np.cos(slope), rng.uniform(-.5, .5), np.sin(slope)])
     return _tube((c + t * length * d + np.array([0, 0, rng.normal(0, .35)]) * (t * 2)**2)[None], r, mu)
 
-# %% ../nbs/03_phantom.ipynb #bff6e0aa
+# %% ../nbs/03_phantom.ipynb #ee20c35b
 def _paint_lung(b, name, q, rng, k):
     "Beads of a finding inside the lungs; `k` is its severity"
     sides = _side(q, rng.random()); many = bool(q & {'multiple', 'scattered', 'diffuse', 'bilateral'})
@@ -430,7 +429,7 @@ def _paint_lung(b, name, q, rng, k):
                 out += [_streak(rng, c + rng.normal(0, .4, 3), rng.uniform(2., 3.5), .16, .5, rng.uniform(.5, 2.6)) for _ in range(3)]
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #85dab511
+# %% ../nbs/03_phantom.ipynb #0de3880e
 def _paint_diffuse(b, name, q, rng, k):
     "Beads of interstitial markings or edema: a net of fine lines, or wet vessels and a haze round both hila"
     out = []
@@ -450,7 +449,7 @@ def _paint_diffuse(b, name, q, rng, k):
             out.append(_tube(np.stack([s * (w - 2.2), 0 * z, z], -1)[:, None] + np.linspace(0, 1.8, 5)[None, :, None] * [s, 0, 0], .10, .35 * k))
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #9c2f9ea9
+# %% ../nbs/03_phantom.ipynb #9bb3a2f0
 def _paint_device(b, name, q, rng, k):
     "Beads of metal, plastic and calcium: catheters, pacemakers, clips and wires, rods, calcified aorta"
     right = rng.random() < .6 if not q & {'right', 'left'} else 'right' in q
@@ -491,7 +490,7 @@ def _smooth(points, n=44):
     p = np.stack([np.interp(t, np.arange(len(points)), x) for x in np.asarray(points, float).T], -1)
     return gaussian_filter(p, (2.2, 0), mode='nearest')
 
-# %% ../nbs/03_phantom.ipynb #5713af27
+# %% ../nbs/03_phantom.ipynb #bb3e604b
 def _paint_wall(b, name, q, rng, k):
     "Beads of a finding of the pleura or the ribs"
     out = []
@@ -519,7 +518,7 @@ def _effusion(b, q, rng, k):
                 _solid((s * (b.xc + b.W + 1), -2.2, top - 4), (3.4, b.D * .9, 6.6))]
     return out
 
-# %% ../nbs/03_phantom.ipynb #de069bbd
+# %% ../nbs/03_phantom.ipynb #c28ba938
 _severe, _slight = {'severe', 'large', 'extensive'}, {'mild', 'small', 'borderline', 'minimal'}
 _lung = {'Opacity', 'Airspace Disease', 'Nodule', 'Granuloma', 'Calcified Lymph Node', 'Atelectasis', 'Scar'}
 _diffuse, _wall = {'Interstitial Markings', 'Edema'}, {'Fracture', 'Pleural Thickening'}
@@ -550,7 +549,7 @@ def _local(b, codes):
                 _solid((1.6 + bulge, -4.4, -1.5), (1.8 * k, 1.9, 9)), _solid((-1.5 - .5 * k, 2.2, 2.2), (1.8 * k, 2, 6))])
     return {f: _join(*x) for f, x in beads.items()}, solids
 
-# %% ../nbs/03_phantom.ipynb #3b1f7d5b
+# %% ../nbs/03_phantom.ipynb #5d6cdc97
 def _pneumothorax(b, q, rng, view, R):
     "Air without vessels beside the lung: a bright pleural line, and where the vessels are missing"
     lines, empty = [], np.zeros((view.size, view.size), bool)
@@ -565,7 +564,7 @@ def _pneumothorax(b, q, rng, view, R):
         empty |= (width(lung) > .5) & (width(inner) == 0)
     return _join(*lines), empty
 
-# %% ../nbs/03_phantom.ipynb #0d888654
+# %% ../nbs/03_phantom.ipynb #caab778d
 def _anatomy(b, view, R, solids):
     "Attenuation (size,size) of outline, organs and air, and the air's length (cm) through both lungs"
     size, name = view.size, 'frontal' if view.along == 1 else 'lateral'
@@ -601,7 +600,7 @@ def _soft(b):
     out.append(_tube(np.stack([breast_bone + [dx, 0, 0] for dx in (-.9, 0, .9)]), .55, .16 * b.bone))
     return _join(*out)
 
-# %% ../nbs/03_phantom.ipynb #33f72fed
+# %% ../nbs/03_phantom.ipynb #9cbe7c56
 def _film(mu, air, b, view, rng):
     "From attenuation to a film: scatter, detector curve, noise, collimation and a side marker (uint8)"
     frontal = view.along == 1
@@ -633,7 +632,7 @@ def _marker(y, rng, frontal):
     left = min(left, n - g.shape[1])
     y[top:top + g.shape[0], left:left + g.shape[1]][g] = rng.uniform(.9, 1)
 
-# %% ../nbs/03_phantom.ipynb #40550c07
+# %% ../nbs/03_phantom.ipynb #806915cc
 Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs')
 
 def _mask(found, b, b0, name, beads, solids, empty, view, R):
@@ -692,7 +691,7 @@ def phantom(
             masks[f].append(_mask(found, b, b0, f, beads, solids, empty, view, R))
     return Phantom(*views, {f: tuple(m) for f, m in masks.items()}, heart, lungs)
 
-# %% ../nbs/03_phantom.ipynb #6289cdac
+# %% ../nbs/03_phantom.ipynb #17f91106
 def study_views(
     study, # a row of `load_studies`
     size: int = 224, # pixels a side
