@@ -70,11 +70,23 @@ def test_padding_changes_nothing_before_it(decoder):
     torch.testing.assert_close(decoder(features, longer)[:, :5], decoder(features, tokens))
 
 
-def test_places_are_told_apart_by_the_place_embedding_only(decoder):
+def test_places_are_told_apart_by_view_row_and_column_only(decoder):
     features, tokens, order = torch.rand(2, 98, 1024), torch.randint(3, V, (2, 5)), torch.randperm(98)
     assert not torch.allclose(decoder(features[:, order], tokens), decoder(features, tokens), atol=1e-4)
-    nn.init.zeros_(decoder.place)
+    for p in (decoder.view, decoder.row, decoder.column): nn.init.zeros_(p)
     torch.testing.assert_close(decoder(features[:, order], tokens), decoder(features, tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_a_place_is_its_view_row_and_column():
+    "With no features, place 49 + 7 r + c of the memory is the lateral view's vector, row r's and column c's."
+    decoder = AttentionDecoder(V, hidden=8, attention=4).eval()
+    nn.init.zeros_(decoder.encode.bias)
+    (annotations, _), _ = decoder.start(torch.zeros(1, 98, 1024))
+    for view in range(2):
+        for r in range(7):
+            for c in range(7):
+                expected = decoder.view[view] + decoder.row[r] + decoder.column[c]
+                torch.testing.assert_close(annotations[0, 49 * view + 7 * r + c], expected)
 
 
 def test_gradient_reaches_everything_but_the_embedding(decoder):

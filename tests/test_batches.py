@@ -1,11 +1,16 @@
 "Batches: every study once, features beside their own words, padding only at the end."
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from fastai.learner import Learner
-from xraycap.batches import caption_dls, pool_views
-from xraycap.text import EOS, PAD, SOS, Vocab
+from xraycap.batches import caption_dls, pool_views, show_studies, study_block
+from xraycap.phantom import study_views
+from xraycap.reports import load_studies
+from xraycap.text import EOS, PAD, SOS, Vocab, clean_chen
 
 N = 50
 
@@ -81,9 +86,37 @@ def test_learner_gives_two_parts_to_the_model(data):
             assert features.shape == (len(tokens), 98, 1024) and (tokens[:, 0] == SOS).all()
             return self.weight.expand(*tokens.shape, len(data[2]))
     learn = Learner(loaders(data), Spy(), lambda logits, targets: logits.mean())
-    with learn.no_bar(), learn.no_logging(): assert learn.validate() == [0]
+    assert learn.validate() == [0]
 
 
 def test_a_missing_part_is_named(data):
     studies, store, vocab = data
     with pytest.raises(ValueError, match="'val'"): caption_dls(studies[studies.split == 'train'], store, vocab)
+
+
+def test_block_of_two_images_and_a_report():
+    studies = load_studies()
+    studies = studies[studies.split.isin(['train', 'val'])].iloc[:6].reset_index(drop=True)
+    studies['split'] = ['train', 'val', 'train', 'train', 'val', 'train']
+    vocab = Vocab.from_texts(studies.findings.map(clean_chen))
+    dls = study_block(studies, vocab).dataloaders(studies, bs=2, num_workers=0, device='cpu')
+    frontal, lateral, tokens = dls.valid.one_batch()
+    assert dls.n_inp == 2 and frontal.shape == lateral.shape == (2, 1, 224, 224)
+    for i, row in enumerate((1, 4)):
+        views = study_views(studies.iloc[row])
+        np.testing.assert_allclose(frontal[i, 0] * 255, views[0], atol=.01)
+        np.testing.assert_allclose(lateral[i, 0] * 255, views[1], atol=.01)
+        assert vocab.decode(tokens[i]).split() == clean_chen(studies.findings[row]).split()[:60] and tokens[i, 0] == SOS
+    show_studies((frontal, lateral, tokens), vocab)
+    assert len(plt.gcf().axes) == 6
+    plt.close('all')
+
+
+@pytest.mark.parametrize('pooled', [False, True])
+def test_show_batch_writes_the_words(data, pooled):
+    dls = loaders(data, pooled=pooled)
+    batch = dls.valid.one_batch()
+    dls.show_batch(batch, max_n=2)
+    shown = [t.get_text().replace('\n', ' ') for ax in plt.gcf().axes for t in ax.texts]
+    assert shown == [data[2].decode(words) for words in batch[2][:2]]
+    plt.close('all')

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BahdanauAttention', 'gru_step', 'AttentionDecoder']
 
-# %% ../nbs/09_attention.ipynb #ea9ff9ce
+# %% ../nbs/09_attention.ipynb #ccb68c72
 import torch
 from torch import nn
 from .lstm import frozen_embedding
 
-# %% ../nbs/09_attention.ipynb #5577b7d3
+# %% ../nbs/09_attention.ipynb #cbb09064
 class BahdanauAttention(nn.Module):
     "Additive attention: a small network scores each place from the decoder's state and the place's key."
 
@@ -42,7 +42,7 @@ class BahdanauAttention(nn.Module):
         weights = e.softmax(-1)
         return (weights @ annotations).flatten(0, 1), weights.flatten(0, 1)
 
-# %% ../nbs/09_attention.ipynb #c1db84ff
+# %% ../nbs/09_attention.ipynb #c10be4d3
 def gru_step(
     x,  # (N, 3 * hidden) what enters the reset gate, the update gate and the candidate
     s,  # (N, 3 * hidden) the same from the previous state
@@ -55,7 +55,7 @@ def gru_step(
     n = torch.tanh(x_n + torch.sigmoid(x_r + s_r) * s_n)
     return n + z * (h - n)
 
-# %% ../nbs/09_attention.ipynb #23c5f95d
+# %% ../nbs/09_attention.ipynb #39c3088e
 class AttentionDecoder(nn.Module):
     "Words from 98 places a study: before each word, attention picks a context from the places; it and the word enter a GRU."
     pooled = False
@@ -74,7 +74,7 @@ class AttentionDecoder(nn.Module):
         self.embedding = frozen_embedding(vocab_size, embedding_size, embedding)
         self.drop = nn.Dropout(dropout)
         self.encode = nn.Linear(1024, hidden)
-        self.place = nn.Parameter(.02 * torch.randn(98, hidden))
+        self.view, self.row, self.column = (nn.Parameter(.2 * torch.randn(n, hidden)) for n in (2, 7, 7))
         self.initial = nn.Linear(hidden, hidden)
         self.attention = BahdanauAttention(hidden, attention)
         self.word_gates = nn.Linear(embedding_size, 3 * hidden)
@@ -88,7 +88,8 @@ class AttentionDecoder(nn.Module):
         features,  # (B, 98, 1024) float32
     ):  # memory: annotations (B, 98, hidden) and keys (B, 98, attention); state: h (B, hidden)
         "What is known before the first word; the keys are projected once, here."
-        annotations = self.drop(torch.relu(self.encode(features) + self.place))
+        places = (self.view[:, None, None] + self.row[:, None] + self.column).flatten(0, 2)  # view row column h -> 98 h
+        annotations = self.drop(torch.relu(self.encode(features))) + places
         return (annotations, self.attention.keys(annotations)), (torch.tanh(self.initial(annotations.mean(1))),)
 
     def _look(

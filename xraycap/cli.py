@@ -159,11 +159,12 @@ def studies(out:Annotated[Path, typer.Option(help="CSV file to write.")]=Path("s
     with plain_errors():
         if out.is_dir(): raise ValueError(f"{out} is a folder; name a file, such as {out/'studies.csv'}.")
         writable_folder(out.parent)
-        from xraycap.reports import studies_table
+        from xraycap.reports import studies_table, view_table
         from xraycap.text import clean_findings
         table = studies_table(clean_findings)
         with whole_file(out) as part: table.to_csv(part, index=False)
-    print(f"{out}: {len(table)} reports.")
+    print(f"{out}: {len(table)} reports. The view of an image was decided by:")
+    print(view_table().rule.value_counts().to_string(header=False))
 
 # %% ../nbs/17_cli.ipynb #4e7347ea
 class Download(str, Enum):

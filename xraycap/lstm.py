@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['masked_loss', 'frozen_embedding', 'LSTMDecoder', 'TokenAccuracy', 'TokenPerplexity', 'caption_learner']
 
-# %% ../nbs/08_lstm.ipynb #43999024
+# %% ../nbs/08_lstm.ipynb #9e2281b3
 from pathlib import Path
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from fastai.learner import Learner, Metric
 from fastai.optimizer import Adam
 from .text import PAD
 
-# %% ../nbs/08_lstm.ipynb #b8d8f345
+# %% ../nbs/08_lstm.ipynb #f7896714
 def masked_loss(
     logits,  # (B, T, V) float: a score for each word of the vocabulary
     targets,  # (B, T) int: the words to predict, PAD after the end
@@ -26,7 +26,7 @@ def masked_loss(
     "Cross-entropy, averaged over the words and not over the padding."
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
 
-# %% ../nbs/08_lstm.ipynb #0b3b75e4
+# %% ../nbs/08_lstm.ipynb #bcd058c4
 def frozen_embedding(
     vocab_size: int,  # V
     size: int,  # length of a word's vector
@@ -38,7 +38,7 @@ def frozen_embedding(
         raise ValueError(f'The embedding is {tuple(embedding.shape)}, but the vocabulary and vector size ask for {(vocab_size, size)}.')
     return nn.Embedding.from_pretrained(embedding.clone(), freeze=True, padding_idx=PAD)
 
-# %% ../nbs/08_lstm.ipynb #6087333c
+# %% ../nbs/08_lstm.ipynb #061114c2
 class LSTMDecoder(nn.Module):
     "Words from one vector a study: the image and the previous word enter an LSTM at every step."
     pooled = True
@@ -91,7 +91,7 @@ class LSTMDecoder(nn.Module):
         x = torch.cat([image[:, None].expand(-1, tokens.shape[1], -1), words], -1)
         return self.output(self.drop(self.lstm(x)[0]))
 
-# %% ../nbs/08_lstm.ipynb #dbac9b38
+# %% ../nbs/08_lstm.ipynb #142a0229
 class _TokenMetric(Metric):
     "A mean over all words of the validation set, however they fall into batches."
     def reset(self): self.total, self.count = 0., 0
@@ -100,7 +100,7 @@ class _TokenMetric(Metric):
         self.total += self.measure(learn.pred[real], learn.y[real]).sum().item()
         self.count += real.sum().item()
 
-# %% ../nbs/08_lstm.ipynb #8a853d8a
+# %% ../nbs/08_lstm.ipynb #0baafcc0
 class TokenAccuracy(_TokenMetric):
     "Share of the words, PAD left out, that the teacher-forced decoder ranks first."
     name = 'accuracy'
@@ -108,7 +108,7 @@ class TokenAccuracy(_TokenMetric):
     @property
     def value(self): return self.total / self.count
 
-# %% ../nbs/08_lstm.ipynb #d1e2719d
+# %% ../nbs/08_lstm.ipynb #f4ca5350
 class TokenPerplexity(_TokenMetric):
     "exp of the mean cross-entropy a word: how many equally likely words the decoder hesitates between."
     name = 'perplexity'
@@ -116,7 +116,7 @@ class TokenPerplexity(_TokenMetric):
     @property
     def value(self): return float(np.exp(self.total / self.count))
 
-# %% ../nbs/08_lstm.ipynb #e2ece5bc
+# %% ../nbs/08_lstm.ipynb #ac653a29
 class _InFit:
     "Lets a fastai tracker act in training only: `Learner.validate` would show it a row without the training loss, and confuse it."
     trained = False
@@ -128,7 +128,7 @@ class _InFit:
 class _KeepBest(_InFit, SaveModelCallback): pass
 class _StopEarly(_InFit, EarlyStoppingCallback): pass
 
-# %% ../nbs/08_lstm.ipynb #37c2405a
+# %% ../nbs/08_lstm.ipynb #251275cd
 def caption_learner(
     dls,  # DataLoaders of `caption_dls`
     decoder,  # `LSTMDecoder`, or any decoder with the same methods

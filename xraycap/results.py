@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['decoder_names', 'assets', 'model_files', 'score_card', 'check_out', 'save_model', 'find_model', 'load_model',
-           'generate', 'evaluate', 'studies_of', 'baselines', 'nearest', 'train_captioner']
+           'generate', 'evaluate', 'studies_of', 'baselines', 'nearest', 'consensus_reports', 'BeamCIDEr',
+           'start_from_findings', 'train_captioner']
 
 # %% ../nbs/13_results.ipynb #5ef3a0e7
 import json
@@ -16,18 +17,22 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.tracker import SaveModelCallback
+from fastai.learner import Metric
 from fastai.torch_core import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm.auto import tqdm
 
 from .attention import AttentionDecoder
 from .batches import caption_dls, pool_views
 from .embeddings import embedding_matrix, train_fasttext
-from .encoder import CheXNet, store_features
+from .encoder import CheXNet, load_finding_net, store_features
 from .findings import finding_f1
 from .lstm import LSTMDecoder, caption_learner
 from .metrics import best_constant, bootstrap, cider, corpus_bleu, most_common, rouge_l, shuffled_bleu4
+from .phantom import finding_sides, mesh_findings
 from .reports import load_studies
 from .search import beam_search
 from .text import Vocab, clean_chen
@@ -175,6 +180,62 @@ def nearest(
         return x / np.linalg.norm(x, axis=1, keepdims=True)
     return [texts[i] for i in (unit(test) @ unit(train).T).argmax(1)]
 
+# %% ../nbs/13_results.ipynb #49bbbe6f
+def _code_parts(mesh):
+    "Finding groups, their sides, headings, and headings with each qualifier"
+    parts = [f"finding {f}" for f in mesh_findings(mesh)] + [f"finding {f} {s}" for f, sides in finding_sides(mesh).items() for s in sides]
+    for head, *qualifiers in (code.split("/") for code in mesh): parts += [head, *(f"{head}/{q}" for q in qualifiers)]
+    return parts or ["no code"]
+
+# %% ../nbs/13_results.ipynb #93627912
+def consensus_reports(
+    texts:list, # of str, the cleaned training reports
+    mesh:list, # of lists of str, their MeSH codes
+    ask:list, # of lists of str, the codes of the studies that want a report
+    k:int=12, # nearest training studies (and those as near as the last) that have a say
+) -> list: # of str, one of `texts` for each of `ask`
+    "The most typical of the reports on training studies with the nearest codes: the medoid by cosine of weighted 1- to 4-grams, not shorter than usual."
+    by_code = TfidfVectorizer(analyzer=_code_parts, binary=True)
+    known = by_code.fit_transform(mesh)
+    words = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 4), lowercase=False, sublinear_tf=True).fit_transform(texts)
+    length, chosen = np.array([len(text.split()) for text in texts]), []
+    for near in (by_code.transform(ask) @ known.T).toarray():  # cosines with each training study
+        group = np.flatnonzero(near >= np.sort(near)[-min(k, len(near))] - 1e-6)
+        likeness = np.asarray(words[group] @ np.asarray(words[group].sum(0)).T).ravel()
+        brevity = np.exp(np.minimum(0, 1 - np.median(length[group]) / length[group]))  # BLEU's penalty for a text shorter than usual
+        chosen.append(group[(likeness * brevity).argmax()])
+    return [texts[i] for i in chosen]
+
+# %% ../nbs/13_results.ipynb #3de0fe26
+class BeamCIDEr(Metric):
+    "CIDEr of beam-searched reports (k = 3) for the validation studies, against the radiologists' own."
+    name = "cider"
+    def __init__(self, vocab, store, studies):
+        self.vocab, self.store, self.uids = vocab, store, list(studies.uid)
+        self.references = list(studies.findings.map(clean_chen))
+    def reset(self): pass
+    def accumulate(self, learn): self.model = learn.model
+    @property
+    def value(self): return cider(self.references, generate(self.model, self.vocab, self.store, self.uids))
+
+# %% ../nbs/13_results.ipynb #6974e6c4
+def start_from_findings(
+    decoder:torch.nn.Module, # `AttentionDecoder` or `LSTMDecoder`, untrained
+    head:torch.nn.Linear, # (2048 -> n): the encoder's finding layer, frontal features first
+    features:np.ndarray, # (m, 98, 1024) of some training studies, to set the scale
+):
+    "Let the first rows of the decoder's first layer be the directions of the findings, scaled to mean .5 and deviation 1."
+    x = torch.as_tensor(np.asarray(features), dtype=torch.float32)
+    weight = head.weight.detach()
+    if decoder.pooled: layer, seen = decoder.encode[0], [(weight, x.unflatten(1, (2, 49)).mean(2).flatten(1))]  # m 2048
+    else: layer, seen = decoder.encode, [(weight[:, :1024], x[:, :49].flatten(0, 1)), (weight[:, 1024:], x[:, 49:].flatten(0, 1))]
+    row = 0
+    for w, f in seen:
+        evidence = f @ w.T  # places n
+        rows = slice(row, row := row + len(w))
+        layer.weight.data[rows] = w / evidence.std(0)[:, None]
+        layer.bias.data[rows] = .5 - evidence.mean(0) / evidence.std(0)
+
 # %% ../nbs/13_results.ipynb #5577d6d4
 def train_captioner(
     out:str|Path, # folder of the model to write
@@ -182,28 +243,32 @@ def train_captioner(
     images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     encoder:str="phantom", # weights of the encoder
-    epochs:int=20, # at most
+    epochs:int=26, # the best of them is kept
     lr:float=2e-3, # highest learning rate of the one-cycle schedule
-    bs:int=64, # studies in a batch
+    bs:int=32, # studies in a batch
     min_count:int=3, # a word must occur this often in the training reports
-    patience:int=5, # stop after so many epochs without a lower validation perplexity
+    consensus:int=12, # studies that agree on a report to learn (`consensus_reports`); 0: each study's own report
     seed:int=0, # of everything random
     **kwargs, # arguments of the decoder, such as hidden and dropout
-) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss, accuracy, perplexity
-    "Train a decoder on stored features and save its best epoch as a model folder. Raises `ValueError` for an unknown decoder."
+) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss, accuracy, perplexity, cider
+    "Train a decoder on stored features and save the epoch of best validation CIDEr as a model folder. Raises `ValueError` for an unknown decoder."
     if decoder not in decoder_names: raise ValueError(f"There is no decoder '{decoder}': choose one of {', '.join(decoder_names)}.")
     check_out(out)
     set_seed(seed)
     studies = load_studies(images, split)
     source, studies = studies.attrs["images"], studies[studies.split.isin(["train", "val"])]
     store = store_features(studies, CheXNet(encoder))
-    texts = list(studies[studies.split == "train"].findings.map(clean_chen))
+    train, val = (studies[studies.split == part] for part in ("train", "val"))
+    texts = list(train.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=min_count)
+    if consensus: studies = studies.assign(findings=consensus_reports(texts, list(train.mesh), list(studies.mesh), consensus))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), **kwargs)
+    if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, store[list(train.uid[:100])])
     with TemporaryDirectory() as tmp:
-        learn = caption_learner(caption_dls(studies, store, vocab, bs=bs, pooled=model.pooled), model, lr=lr, patience=patience, folder=tmp)
-        learn.fit_one_cycle(epochs)
+        learn = caption_learner(caption_dls(studies, store, vocab, bs=bs, pooled=model.pooled), model, lr=lr)
+        learn.path, learn.metrics = Path(tmp), [*learn.metrics, BeamCIDEr(vocab, store, val)]
+        learn.fit_one_cycle(epochs, cbs=SaveModelCallback(monitor="cider", comp=np.greater, fname="best"))
     losses = pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
     about = dict(encoder=str(encoder), images=source, split=split, seed=seed, losses=losses.round(4).to_dict("list"))
     save_model(out, model.cpu(), vocab, about)
