@@ -21,7 +21,8 @@ def toy_dls(bs=8, n=40):
     "The image's first numbers say which of four reports belongs to it."
     texts = ['heart normal .', 'heart large . effusion .', 'clear', 'nodule right upper lobe .']
     rng = np.random.default_rng(0)
-    studies = pd.DataFrame(dict(uid=range(n), findings=[texts[i % 4] for i in range(n)], split=['train', 'train', 'val', 'train', 'val'] * (n // 5)))
+    parts = ['train', 'train', 'val', 'train', 'val']
+    studies = pd.DataFrame(dict(uid=range(n), findings=[texts[i % 4] for i in range(n)], split=parts * (n // 5)))
     store = {i: (rng.random((98, 1024)) * .1 + 3 * (np.arange(1024) % 4 == i % 4)).astype(np.float16) for i in range(n)}
     vocab = Vocab.from_texts(texts)
     return caption_dls(studies, store, vocab, clean=str, bs=bs, pooled=True, device='cpu'), vocab

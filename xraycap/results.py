@@ -243,7 +243,7 @@ def train_captioner(
     images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     encoder:str="phantom", # weights of the encoder
-    epochs:int=26, # the best of them is kept
+    epochs:int=24, # the best of them is kept
     lr:float=2e-3, # highest learning rate of the one-cycle schedule
     bs:int=32, # studies in a batch
     min_count:int=3, # a word must occur this often in the training reports
@@ -264,7 +264,7 @@ def train_captioner(
     if consensus: studies = studies.assign(findings=consensus_reports(texts, list(train.mesh), list(studies.mesh), consensus))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), **kwargs)
-    if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, store[list(train.uid[:100])])
+    if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, np.stack([store[u] for u in train.uid[:100]]))
     with TemporaryDirectory() as tmp:
         learn = caption_learner(caption_dls(studies, store, vocab, bs=bs, pooled=model.pooled), model, lr=lr)
         learn.path, learn.metrics = Path(tmp), [*learn.metrics, BeamCIDEr(vocab, store, val)]
