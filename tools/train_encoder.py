@@ -4,6 +4,7 @@
     torchrun --nproc_per_node 2 tools/train_encoder.py train POOL   # progressive resizing with fastai, a process a core
     python tools/train_encoder.py test                   # AUROC of each finding on the simulated chen test split
 
+What the training of the shipped weights printed is in train_encoder.log; it took 42 minutes on two busy cores after the rendering.
 Every body of the pool is drawn anew: its codes are those of a train study (rare findings more often), its seed is not a study's.
 """
 import json, os, sys, time
