@@ -198,7 +198,9 @@ def _uncovered(inner, covers):
     s, e = [lo], [lo] # entries and exits, each sorted on its own: a gap lies wherever the next entry comes after the exit
     for a, b in covers:
         a, b = np.clip(a, lo, hi), np.clip(b, lo, hi)
-        if not (b > a).any(): continue
+        hit = b > a
+        if not hit.any(): continue
+        a, b = np.where(hit, a, lo), np.where(hit, b, lo) # a miss must not cut the free length in two: rounding would show
         for i in range(len(s)): s[i], a = np.minimum(s[i], a), np.maximum(s[i], a)
         for i in range(len(e)): e[i], b = np.minimum(e[i], b), np.maximum(e[i], b)
         s.append(a); e.append(b)
