@@ -20,6 +20,14 @@ def skipped(cell, flags):
     return cell.cell_type != "code" or "nbdev_export(" in cell.source or no_eval or bool(flags & directives.keys())
 
 
+def still(output):
+    "The output without what a progress bar wrote over: of each line, what follows its last carriage return."
+    if output.get("output_type") == "stream":
+        lines = [line.rsplit("\r", 1)[-1] for line in "".join(output["text"]).rstrip("\r").split("\n")]
+        output["text"] = [line.rstrip() + "\n" for line in lines if line.strip(" \u2588")]
+    return output
+
+
 def refresh(path, flags):
     "Run the notebook at `path` and write it back; nothing is written when a cell fails."
     nb = NBProcessor(path, rm_directives=False, process=True).nb
@@ -28,7 +36,7 @@ def refresh(path, flags):
         try: shell.run_all(nb, exc_stop=True, preproc=lambda cell: skipped(cell, flags))
         except Exception: sys.exit(shell.prettytb(fname=path))
     for cell in nb.cells:
-        if "outputs" in cell: cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        if "outputs" in cell: cell.outputs = [still(o) for o in cell.outputs if o.get("name") != "stderr"]
     clean_nb(nb)
     write_nb(nb, path)
 
