@@ -249,7 +249,8 @@ def train_captioner(
     min_count:int=3, # a word must occur this often in the training reports
     consensus:int=12, # studies that agree on a report to learn (`consensus_reports`); 0: each study's own report
     seed:int=0, # of everything random
-    **kwargs, # arguments of the decoder, such as hidden and dropout
+    dropout:float=.3, # of the decoder
+    **kwargs, # more arguments of the decoder, such as hidden
 ) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss, accuracy, perplexity, cider
     "Train a decoder on stored features and save the epoch of best validation CIDEr as a model folder. Raises `ValueError` for an unknown decoder."
     if decoder not in decoder_names: raise ValueError(f"There is no decoder '{decoder}': choose one of {', '.join(decoder_names)}.")
@@ -263,7 +264,7 @@ def train_captioner(
     vocab = Vocab.from_texts(texts, min_count=min_count)
     if consensus: studies = studies.assign(findings=consensus_reports(texts, list(train.mesh), list(studies.mesh), consensus))
     kind = decoder_names[decoder]
-    model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), **kwargs)
+    model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
     if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, np.stack([store[u] for u in train.uid[:100]]))
     with TemporaryDirectory() as tmp:
         learn = caption_learner(caption_dls(studies, store, vocab, bs=bs, pooled=model.pooled), model, lr=lr)
