@@ -180,6 +180,10 @@ class View:
         mid = (np.float32(c[d]) - tilt[1] * gv) - tilt[0] * gu
         return mid - q, mid + q
 
+    def hits(self, solid, R):
+        "Which rays go through a solid: bool (size,size)"
+        return np.subtract(*self.interval(solid, R)[::-1]) > 0
+
     def box(self, solid, R):
         "Rows and columns that a solid can touch"
         c, A = R @ solid.center, R @ solid.form @ R.T
@@ -259,7 +263,7 @@ def _grow(b, found):
     if q is not None:
         ratio = {.75: .525 + .045 * z[4], 1.: .54 + .07 * z[4], 1.5: .60 + .09 * z[4]}[severity(q)]
         if 'borderline' in q: ratio = .518 + .03 * z[4]
-    b.heart_ratio, b.heart_z = ratio, -6.9 * b.tall + .75 * b.breath + .9 * squeeze - .8 * puff
+    b.heart_z = -6.9 * b.tall + .75 * b.breath + .9 * squeeze - .8 * puff
     b.heart = _heart(b, ratio)
     q = found.get('Scoliosis')
     bend = 0 if q is None else (2.5 + 1.5 * z[5]) * severity(q) * (1 if _side(q, z[6])[0] > 0 else -1)
@@ -640,7 +644,7 @@ Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs')
 def _mask(found, b, b0, name, beads, solids, empty, view, R):
     "Where a finding may change a view: bool (size,size)"
     if name in _whole: return np.ones((view.size, view.size), bool)
-    inside = lambda solid: np.subtract(*view.interval(solid, R)[::-1]) > 0
+    inside = lambda solid: view.hits(solid, R)
     m = np.zeros((view.size, view.size), bool)
     if name in beads: m |= view.splat(R, beads[name]._replace(mu=np.abs(beads[name].mu)))[0] > 1e-6
     for s in solids.get(name, []): m |= inside(s)
@@ -686,8 +690,7 @@ def phantom(
         mu = (base + blood + solid).astype('f4')
         views.append(_film(mu, air if empty is None else air * ~empty, b, view, np.random.default_rng([uid, 6, name == 'lateral'])))
         if name == 'frontal':
-            inside = lambda solid: np.subtract(*view.interval(solid, R)[::-1]) > 0
-            heart, lungs = inside(b.heart), inside(b.lungs[-1]) | inside(b.lungs[1])
+            heart, lungs = view.hits(b.heart, R), view.hits(b.lungs[-1], R) | view.hits(b.lungs[1], R)
         for f in found:
             b0 = b if f in _whole else _grow(_draw_body(uid), {g: q for g, q in found.items() if g != f})
             masks[f].append(_mask(found, b, b0, f, beads, solids, empty, view, R))
