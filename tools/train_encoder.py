@@ -1,13 +1,19 @@
-"""Train the `phantom` weights: DenseNet-121 from nothing, on simulated studies only, to predict the MeSH finding groups.
+"""Train the `phantom` weights: DenseNet-121 on simulated studies only, to predict the findings and to say where they are.
 
     python tools/train_encoder.py render POOL            # simulate the bodies once (two processes)
-    torchrun --nproc_per_node 2 tools/train_encoder.py train POOL   # progressive resizing with fastai, a process a core
+    torchrun --nproc_per_node 2 tools/train_encoder.py train POOL   # progressive resizing with fastai, a process a core, bfloat16
     python tools/train_encoder.py test                   # AUROC of each finding on the simulated chen test split
 
-What the training of the shipped weights printed is in train_encoder.log; it took 42 minutes on two busy cores after the rendering.
-Every body of the pool is drawn anew: its codes are those of a train study (rare findings more often), its seed is not a study's.
+What the training of the shipped weights printed is in train_encoder.log. It starts from POOL/start.safetensors where there is such a file
+(weights of an earlier training), otherwise from nothing. Every body of the pool is drawn anew: its codes are those of a train study
+(rare ones more often), its seed is not a study's.
+
+The network learns more than it is asked later. Beside each finding it learns the headings and qualifiers of its codes (a density or an
+opacity; which side, which lobe), and it learns them twice: from the pooled features of both views, and from the features of each place,
+because the phantom knows which places the finding covers. Only the findings' own outputs are kept.
 """
 import json, os, sys, time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -16,78 +22,113 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from xraycap.phantom import FINDINGS, finding_sides, mesh_findings, phantom
+from xraycap.encoder import FindingNet, load_finding_net, save_encoder
+from xraycap.phantom import FINDINGS, _codes, mesh_findings, phantom
 from xraycap.reports import load_studies
 
-POOLS = {128: 10_000, 224: 2_600} # pixels a side: simulated studies
-STAGES = [(64, 600, 16, 3e-3), (96, 270, 16, 2e-3), (128, 110, 12, 1e-3), (224, 100, 8, 6e-4)] # pixels, batches, batch size of a process, highest learning rate
-SIDED = [f'{name}/{side}' for name in FINDINGS for side in ('right', 'left')]
+STUDIES = 7_000 # of the pool
+STAGES = [(128, 420, 16, 2e-3), (224, 560, 8, 1e-3)] # pixels a side, batches, batch size of a process, highest learning rate
+PLACES = [{'right', 'left'}, {'apex', 'upper lobe', 'middle lobe', 'lingula', 'lower lobe', 'base', 'hilum', 'retrocardiac'}] # drawn where a code says nothing
 
 
-def targets(mesh):
-    "1, 0 or nan (the code does not say) for each finding, then for each finding on each side"
-    found, sides = mesh_findings(mesh), finding_sides(mesh)
-    row = [float(f in found) for f in FINDINGS]
-    for f in FINDINGS:
-        for side in ('right', 'left'): row.append(float(side in sides[f]) if sides.get(f) else np.nan if f in found else 0.)
-    return np.array(row, 'f4')
+def parts(mesh):
+    "`(finding, heading or qualifier)` pairs of a report's codes, and `(finding, '')`"
+    out = set()
+    for name, q in _codes(mesh): out |= {(name, ''), *((name, x) for x in (q | {'right', 'left'} if 'bilateral' in q else q))}
+    return out
 
 
-def draw(studies, n, seed):
-    "Rows of `studies` for a pool: a quarter as they come, the rest by a finding drawn evenly"
+def labels(studies, least=10):
+    "The findings, then the pairs that at least `least` studies have"
+    count = Counter(p for mesh in studies.mesh for p in parts(mesh))
+    return [(f, '') for f in FINDINGS] + sorted(p for p, n in count.items() if n >= least and p[1])
+
+
+def targets(mesh, labels):
+    "1, 0 or nan (the code does not say, so the phantom drew it) for each label"
+    have = parts(mesh)
+    said = lambda f, group: any((f, x) in have for x in group)
+    drawn = lambda f, x: (f, '') in have and any(x in group and not said(f, group) for group in PLACES)
+    return np.array([1. if (f, x) in have else np.nan if drawn(f, x) else 0. for f, x in labels], 'f4')
+
+
+def draw(studies, labels, n, seed):
+    "Rows of `studies` for a pool: a quarter as they come, the rest by a label drawn evenly"
     rng = np.random.default_rng(seed)
-    found = [mesh_findings(m) for m in studies.mesh]
-    having = {f: [i for i, x in enumerate(found) if f in x] for f in FINDINGS}
-    having = [x for x in having.values() if x]
+    found = [parts(m) for m in studies.mesh]
+    having = [[i for i, x in enumerate(found) if p in x] for p in labels]
+    having = [x for x in having if x]
     return [rng.integers(len(studies)) if rng.random() < .25 else rng.choice(having[rng.integers(len(having))]) for _ in range(n)]
 
 
 def render_one(job):
-    uid, mesh, size = job
-    p = phantom(uid, mesh, size)
-    return np.stack([p.frontal, p.lateral])
+    "Both views, and for each finding the 28 x 28 blocks that its mask touches, as bits"
+    uid, mesh = job
+    p = phantom(uid, mesh)
+    blocks = np.zeros((len(FINDINGS), 2, 28, 28), bool)
+    for f, masks in p.masks.items(): blocks[FINDINGS.index(f)] = np.stack(masks).reshape(2, 28, 8, 28, 8).any((2, 4))
+    return np.stack([p.frontal, p.lateral]), np.packbits(blocks, axis=-1)
 
 
 def render(pool):
     pool.mkdir(parents=True, exist_ok=True)
     studies = load_studies('phantom')
-    train = studies[studies.split == 'train'].reset_index(drop=True)
+    train, val = (studies[studies.split == part].reset_index(drop=True) for part in ('train', 'val'))
+    names = labels(train)
+    (pool / 'labels.json').write_text(json.dumps(names))
     with ProcessPoolExecutor(2) as ex:
-        for size, n in POOLS.items():
-            rows = draw(train, n, size)
-            jobs = [(10**7 + size * 10**5 + i, train.mesh[r], size) for i, r in enumerate(rows)]
-            save(pool / f'{size}', jobs, ex)
-        val = studies[studies.split == 'val']
-        save(pool / 'val', [(uid, mesh, 224) for uid, mesh in zip(val.uid, val.mesh)], ex)
+        save(pool / 'val', list(zip(val.uid, val.mesh)), names, ex)
+        save(pool / 'train', [(10**7 + i, train.mesh[r]) for i, r in enumerate(draw(train, names, STUDIES, 0))], names, ex)
 
 
-def save(path, jobs, ex):
-    x = np.lib.format.open_memmap(path.with_suffix('.tmp'), 'w+', 'u1', (len(jobs), 2, jobs[0][2], jobs[0][2]))
-    for i, image in enumerate(ex.map(render_one, jobs, chunksize=16)): x[i] = image
-    np.save(path.parent / f'{path.name}_y.npy', np.stack([targets(mesh) for _, mesh, _ in jobs]))
+def save(path, jobs, names, ex):
+    x = np.lib.format.open_memmap(path.with_suffix('.tmp'), 'w+', 'u1', (len(jobs), 2, 224, 224))
+    blocks = np.zeros((len(jobs), len(FINDINGS), 2, 28, 4), 'u1')
+    for i, out in enumerate(ex.map(render_one, jobs, chunksize=16)): x[i], blocks[i] = out
+    np.save(path.parent / f'{path.name}_blocks.npy', blocks)
+    np.save(path.parent / f'{path.name}_y.npy', np.stack([targets(mesh, names) for _, mesh in jobs]))
     os.replace(path.with_suffix('.tmp'), path.with_suffix('.npy'))
     print(path, x.shape, flush=True)
 
 
 class Pool(torch.utils.data.Dataset):
-    "Simulated studies as uint8 (2,size,size), with small shifts and changes of exposure"
+    "Simulated studies as uint8 (2,size,size), with small shifts and changes of exposure; their labels; the labels at each place (2*places, n)"
     def __init__(self, path, size, augment):
         self.x = np.load(path.with_suffix('.npy'), mmap_mode='r')
-        self.y = np.load(path.parent / f'{path.name}_y.npy')
+        self.y, self.blocks = (np.load(path.parent / f'{path.name}_{k}.npy') for k in ('y', 'blocks'))
+        names = json.loads((path.parent / 'labels.json').read_text())
+        self.finding = [FINDINGS.index(f) for f, _ in names]
         self.size, self.augment = size, augment
 
     def __len__(self): return len(self.x)
 
     def __getitem__(self, i):
         x = torch.from_numpy(np.array(self.x[i])).float()[None]
-        if x.shape[-1] != self.size: x = F.interpolate(x, (self.size, self.size), mode='area' if x.shape[-1] % self.size == 0 else 'bilinear', antialias=x.shape[-1] % self.size != 0)
+        blocks = torch.from_numpy(np.unpackbits(self.blocks[i], axis=-1)[..., :28]).float() # f 2 28 28
         if self.augment:
-            k = max(self.size // 20, 1)
-            dx, dy = np.random.randint(-k, k + 1, 2)
-            x = torch.roll(F.pad(x, (k, k, k, k), mode='replicate'), (int(dy), int(dx)), (2, 3))[..., k:-k, k:-k]
+            dx, dy = np.random.randint(-11, 12, 2)
+            roll = lambda t, k, by: torch.roll(F.pad(t, (k, k, k, k), mode='replicate'), by, (2, 3))[..., k:-k, k:-k]
+            x, blocks = roll(x, 11, (int(dy), int(dx))), roll(blocks, 2, (round(dy / 8), round(dx / 8)))
             x = 255 * (x / 255).clamp(0, 1) ** float(np.exp(np.random.normal(0, .2)))
             x = (x - 128) * float(np.exp(np.random.normal(0, .12))) + 128 + float(np.random.normal(0, 10))
-        return x[0].clamp(0, 255).to(torch.uint8), torch.from_numpy(self.y[i])
+        if self.size != 224: x = F.interpolate(x, (self.size, self.size), mode='bilinear', antialias=True)
+        places = F.adaptive_max_pool2d(blocks, self.size // 32)[self.finding].flatten(1).T # (2 g g) n
+        y = torch.from_numpy(self.y[i])
+        return x[0].clamp(0, 255).to(torch.uint8), (y, places * y)
+
+
+class PlacedNet(FindingNet):
+    "A FindingNet with a second head that reads each place on its own"
+    def __init__(self, n):
+        super().__init__(n)
+        self.at = nn.ModuleList([nn.Linear(1024, n) for _ in range(2)])
+        for at in self.at: nn.init.constant_(at.bias, -4) # most places have none of them
+
+    def forward(self, x):
+        "Logits (B,n) of the study and (B,2*places,n) of its places"
+        with torch.autocast('cpu', torch.bfloat16):
+            a = self.encoder.spatial(x.flatten(0, 1)).unflatten(0, (-1, 2)) # b v p c
+            return self.head(a.mean(2).flatten(1)).float(), torch.cat([at(a[:, v]) for v, at in enumerate(self.at)], 1).float()
 
 
 def bce(logits, y):
@@ -96,16 +137,27 @@ def bce(logits, y):
     return F.binary_cross_entropy_with_logits(logits[known], y[known])
 
 
-def auroc(net, path, size=224, bs=16):
-    "`{finding: (AUROC, positives)}` on a rendered split"
+def loss(logits, targets): return bce(logits[0], targets[0]) + 10 * bce(logits[1], targets[1])
+
+
+def auroc(logits, y, least):
+    "`{label: (AUROC, positives)}` of the labels with `least` positives"
     from sklearn.metrics import roc_auc_score
+    out = {}
+    for i in range(y.shape[1]):
+        known = ~np.isnan(y[:, i])
+        if y[known, i].sum() >= least: out[i] = roc_auc_score(y[known, i], logits[known, i]), int(y[known, i].sum())
+    return out
+
+
+def check(net, pool, size):
+    "One line: the mean AUROC of the findings and of all labels on the simulated chen validation split"
     net.eval()
-    dl = torch.utils.data.DataLoader(Pool(path, size, False), bs)
-    with torch.inference_mode(): z, y = (torch.cat(t).numpy() for t in zip(*[(net(x), y) for x, y in dl]))
-    return {f: (float(roc_auc_score(y[:, i], z[:, i])), int(y[:, i].sum())) for i, f in enumerate(FINDINGS) if 0 < y[:, i].sum() < len(y)}
-
-
-def mean_auroc(scores, least): return float(np.mean([a for a, n in scores.values() if n >= least]))
+    dl = torch.utils.data.DataLoader(Pool(pool / 'val', size, False), 16)
+    with torch.inference_mode(): z, y = (torch.cat(t).numpy() for t in zip(*[(net(x)[0], y) for x, (y, _) in dl]))
+    scores = auroc(z, y, 5)
+    print(f'{size} px: val AUROC of {len(scores)} labels with 5 or more positives {np.mean([a for a, _ in scores.values()]):.3f}, of the findings',
+          round(np.mean([a for i, (a, _) in scores.items() if i < len(FINDINGS)]), 3), {FINDINGS[i]: round(float(a), 2) for i, (a, _) in scores.items() if i < len(FINDINGS)}, flush=True)
 
 
 def log_callback(rank, start):
@@ -123,23 +175,21 @@ def stage(net, pool, size, batches, bs, lr, start):
     from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cycle)
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
-    rank = int(os.environ.get('RANK', 0))
-    data = Pool(pool / ('224' if size == 224 else '128'), size, True)
+    rank, data = int(os.environ.get('RANK', 0)), Pool(pool / 'train', size, True)
     def loader(n):
         sampler = torch.utils.data.RandomSampler(data, num_samples=n * bs, generator=torch.Generator().manual_seed(1000 * size + rank))
         return torch.utils.data.DataLoader(data, bs, sampler=sampler)
-    learn = Learner(DataLoaders(loader(batches), loader(1)), net, bce, wd=.05, path=pool, cbs=[log_callback(rank, start)])
+    learn = Learner(DataLoaders(loader(batches), loader(1)), net, loss, wd=.05, path=pool, cbs=[log_callback(rank, start)])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr, pct_start=.15)
 
 
 def train(pool):
-    from xraycap.encoder import FindingNet, save_encoder
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    bare, start = FindingNet(len(FINDINGS) + len(SIDED)), time.time()
-    ranks = int(os.environ.get('WORLD_SIZE', 1))
-    net = bare
-    if ranks > 1:
+    bare, start = PlacedNet(len(json.loads((pool / 'labels.json').read_text()))), time.time()
+    if (pool / 'start.safetensors').exists(): bare.encoder.load_state_dict(load_finding_net(pool / 'start.safetensors')[0].encoder.state_dict())
+    net = bare.to(memory_format=torch.channels_last)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         torch.distributed.init_process_group('gloo')
         net = nn.parallel.DistributedDataParallel(bare)
     rank = int(os.environ.get('RANK', 0))
@@ -149,36 +199,30 @@ def train(pool):
         stage(net, pool, size, batches, bs, lr, start)
         if rank == 0:
             torch.save(bare.state_dict(), done)
-            scores = auroc(bare, pool / 'val', size)
-            print(f'{size} px, {(time.time() - start) / 60:.0f} min: val AUROC {mean_auroc(scores, 5):.3f}', {f: round(a, 2) for f, (a, _) in scores.items()}, flush=True)
-        if ranks > 1: torch.distributed.barrier()
-    if rank == 0: save_encoder(first(bare), pool / 'phantom_encoder.safetensors', FINDINGS)
+            check(bare, pool, size)
+        if net is not bare: torch.distributed.barrier()
+    if rank == 0: save_encoder(findings_only(bare), pool / 'phantom_encoder.safetensors', FINDINGS)
 
 
-def first(net):
+def findings_only(net):
     "The network with the outputs of `FINDINGS` only"
-    head = nn.Linear(2048, len(FINDINGS))
-    head.weight.data, head.bias.data = net.head.weight.data[:len(FINDINGS)], net.head.bias.data[:len(FINDINGS)]
-    net.head = head
-    return net
+    out = FindingNet(len(FINDINGS))
+    out.encoder.load_state_dict(net.encoder.state_dict())
+    out.head.weight.data, out.head.bias.data = net.head.weight.data[:len(FINDINGS)], net.head.bias.data[:len(FINDINGS)]
+    return out
 
 
 def test():
     "AUROC of the shipped weights on the simulated chen test split, from the stored features"
-    from sklearn.metrics import roc_auc_score
     from xraycap.batches import pool_views
-    from xraycap.encoder import CheXNet, load_finding_net, store_features
+    from xraycap.encoder import CheXNet, store_features
     studies = load_studies('phantom')
     studies = studies[studies.split == 'test']
     store, (net, findings) = store_features(studies, CheXNet('phantom')), load_finding_net()
-    x = torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid]))
-    with torch.inference_mode(): z = net.head(x).numpy()
-    rows = []
-    for i, f in enumerate(findings):
-        y = np.array([f in mesh_findings(m) for m in studies.mesh])
-        rows.append((f, int(y.sum()), float(roc_auc_score(y, z[:, i])) if y.any() else np.nan))
-    for f, n, a in sorted(rows, key=lambda r: -r[1]): print(f'{f:28} {n:4d} positives  AUROC {a:.3f}')
-    print(f'mean over the findings with 20 or more positives: {np.mean([a for _, n, a in rows if n >= 20]):.3f}')
+    with torch.inference_mode(): z = net.head(torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid]))).numpy()
+    scores = auroc(z, np.array([[f in mesh_findings(m) for f in findings] for m in studies.mesh], 'f4'), 1)
+    for i, (a, n) in sorted(scores.items(), key=lambda s: -s[1][1]): print(f'{findings[i]:28} {n:4d} positives  AUROC {a:.3f}')
+    print(f'mean over the findings with 20 or more positives: {np.mean([a for a, n in scores.values() if n >= 20]):.3f}')
 
 
 if __name__ == '__main__': {'render': render, 'train': train, 'test': test}[sys.argv[1]](*map(Path, sys.argv[2:]))

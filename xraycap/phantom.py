@@ -54,11 +54,11 @@ FINDINGS = list(_rules)
 
 # %% ../nbs/03_phantom.ipynb #04f5c157
 def _codes(mesh):
-    "`(finding, qualifiers)` of every code that belongs to a finding group"
+    "`(finding, its heading and qualifiers)` of every code that belongs to a finding group"
     out = []
     for code in mesh:
         head, *quals = [part.strip() for part in code.split('/')]
-        out += [(name, set(quals)) for name, rule in _rules.items() if rule(head, set(quals))]
+        out += [(name, {head, *quals}) for name, rule in _rules.items() if rule(head, set(quals))]
     return out
 
 # %% ../nbs/03_phantom.ipynb #64d339da
@@ -241,7 +241,7 @@ def _grow(b, found):
     rng = np.random.default_rng([b.uid, 1])
     z = rng.uniform(0, 1, 12) # drawn always, so that one finding never changes another's place
     hyper, hypo = found.get('Hyperinflation'), found.get('Hypoinflation')
-    puff = 0 if hyper is None else (.9 + .6 * z[0]) * severity(hyper)
+    puff = 0 if hyper is None else .5 if {h for h in hyper if h[0].isupper()} == {'Diaphragm'} else (.9 + .6 * z[0]) * severity(hyper)
     squeeze = 0 if hypo is None else (.9 + .5 * z[1]) * severity(hypo)
     b.W, b.D = 6.75 * b.wide, (8.3 + .75 * puff - .3 * squeeze) * b.deep # half width and half depth of a lung
     b.H, b.zc = 16.6 * b.tall, -3 * b.tall
@@ -253,7 +253,7 @@ def _grow(b, found):
         side = _side(q, z[2])
         for s in side: raise_[s] = (2.3 + 1.6 * z[3]) * severity(q)
     b.lungs = {s: _solid((s * b.xc, -.6, b.zc), (b.W, b.D, b.H), _turn(1, s * 5)) for s in (-1, 1)}
-    flat = 1 + .30 * puff
+    flat = 1 + .30 * puff + (.25 if hyper and 'flattened' in hyper else 0)
     b.tops = {s: b.base + raise_[s] - (.9 if s > 0 else 0) for s in (-1, 1)}
     b.domes = {s: _solid((s * b.xc * .95, 1., b.tops[s] - 8.5 / flat), (b.W * 1.04, b.D * 1.08, 8.5 / flat)) for s in (-1, 1)}
     b.dome0 = {s: b.base - (.9 if s > 0 else 0) for s in (-1, 1)}
@@ -264,7 +264,7 @@ def _grow(b, found):
         ratio = {.75: .525 + .045 * z[4], 1.: .54 + .07 * z[4], 1.5: .60 + .09 * z[4]}[severity(q)]
         if 'borderline' in q: ratio = .518 + .03 * z[4]
     b.heart_z = -6.9 * b.tall + .75 * b.breath + .9 * squeeze - .8 * puff
-    b.heart = _heart(b, ratio)
+    b.heart = _heart(b, ratio, round_=q is not None and 'Cardiac Shadow' in q)
     q = found.get('Scoliosis')
     bend = 0 if q is None else (2.5 + 1.5 * z[5]) * severity(q) * (1 if _side(q, z[6])[0] > 0 else -1)
     q = found.get('Kyphosis')
@@ -278,10 +278,10 @@ def _side(q, z):
     if 'bilateral' in q or {'right', 'left'} <= q: return [-1, 1]
     return [-1] if 'right' in q or (not q & {'right', 'left'} and z < .5) else [1]
 
-def _heart(b, ratio):
-    "A heart whose frontal shadow is `ratio` of the thorax's inner width"
+def _heart(b, ratio, round_):
+    "A heart whose frontal shadow is `ratio` of the thorax's inner width; `round_`: a globe rather than an egg"
     R = _turn(1, b.heart_tilt) @ _turn(2, 25)
-    shape = np.array([7.4, 4.3, 4.9])
+    shape = np.array([5.6, 5., 5.4] if round_ else [7.4, 4.3, 4.9])
     cov = R @ np.diag(shape**2) @ R.T
     width = 2 * (b.xc + b.W)
     k = ratio * width / (2 * np.sqrt(cov[0, 0]))
@@ -337,8 +337,8 @@ def _shoulders(b):
     return _join(*out)
 
 # %% ../nbs/03_phantom.ipynb #4df9a758
-def _vertebrae(b, wear=0.):
-    "Vertebral bodies with bright end plates, arches and spines along the spine; `wear` narrows discs and grows osteophytes"
+def _vertebrae(b, spurs=0., discs=0.):
+    "Vertebral bodies with bright end plates, arches and spines along the spine; wear grows `spurs` at their edges and hardens what faces the `discs`"
     zz = np.arange(-21, 20, 2.45) * b.tall
     c = b.spine(zz)
     up = b.spine(zz + .5) - b.spine(zz - .5); up /= np.linalg.norm(up, axis=1, keepdims=True)
@@ -350,12 +350,13 @@ def _vertebrae(b, wear=0.):
         for dx in (-1., 0, 1.): parts.append(_beads(c + e * 1.0 * up + [dx, 0, 0], .14, 1.15, .12 * b.bone, up))
     for s in (-1, 1): parts.append(_beads(c + [s * 1.25, 0, .3] - 1.9 * fwd, .42, .42, .22 * b.bone, up))
     parts.append(_beads(c - 4.0 * fwd - .9 * up, 1.1, .38, .12 * b.bone, up - .2 * fwd))
-    if wear:
-        spur = np.abs(np.sin(zz * 1.7 + 9 * b.age)) > .35
+    spur = np.abs(np.sin(zz * 1.7 + 9 * b.age)) > .35
+    if spurs:
         for s in (-1, 1):
-            parts.append(_beads((c + [s * 2.25, .1, 0] + 1.15 * up + .5 * fwd)[spur], .75, .4, .5 * wear, (s, 0, -.35)))
-        parts.append(_beads((c + 1.15 * up + 1.75 * fwd)[spur], .85, .42, .42 * wear, (0, 1, -.2)))
-        for dx in (-1., 0, 1.): parts.append(_beads((c + 1.2 * up + [dx, 0, 0])[spur], .28, 1.45, .20 * wear, up[spur]))
+            parts.append(_beads((c + [s * 2.25, .1, 0] + 1.15 * up + .5 * fwd)[spur], .75, .4, .4 * spurs, (s, 0, -.35)))
+        parts.append(_beads((c + 1.15 * up + 1.75 * fwd)[spur], .85, .42, .36 * spurs, (0, 1, -.2)))
+    if discs:
+        for dx in (-1., 0, 1.): parts.append(_beads((c + 1.2 * up + [dx, 0, 0])[spur], .28, 1.45, .17 * discs, up[spur]))
     return _join(*parts)
 
 # %% ../nbs/03_phantom.ipynb #bcd262c0
@@ -420,19 +421,31 @@ def _paint_lung(b, name, q, rng, k):
     for s in sides:
         for _ in range(rng.integers(2, 5) if many and name in ('Granuloma', 'Nodule', 'Opacity', 'Scar', 'Calcified Lymph Node') else 1):
             c = _place(b, q if name != 'Calcified Lymph Node' else q | {'hilum'}, rng, s)
-            if name == 'Opacity': out.append(_blob(rng, c, rng.uniform(1.3, 2.3) * k, .10))
-            elif name == 'Airspace Disease':
-                out += [_blob(rng, c + rng.normal(0, 1.1, 3), rng.uniform(1.8, 2.6) * k, .11, 12) for _ in range(2)]
-            elif name == 'Nodule': out.append(_beads(c, rng.uniform(.75, 1.25) * k, None, .19))
-            elif name == 'Granuloma': out.append(_beads(c, rng.uniform(.34, .55), None, .85))
+            if name == 'Opacity':
+                r = rng.uniform(1.4, 2.3) * k
+                if q & {'streaky', 'interstitial'}: out += [_streak(rng, c + rng.normal(0, .7, 3), 2 * r, .25, .35, rng.uniform(0, np.pi)) for _ in range(4)]
+                elif 'patchy' in q: out += [_blob(rng, c + rng.normal(0, 1.3, 3), .5 * r, .16) for _ in range(4)]
+                elif 'round' in q: out.append(_beads(c, .6 * r, None, .20))
+                elif 'Density' in q: out.append(_beads(c, .9 * r, .65 * r, .19, rng.normal(0, 1, 3)))
+                else: out.append(_blob(rng, c, r, .15))
+            elif name == 'Airspace Disease': # (patches, how far apart, radius, 1/cm)
+                n, apart, r, mu = next((v for h, v in (('Infiltrate', (5, 1.6, 1.0, .16)), ('Consolidation', (2, .6, 2.3, .20)), ('Pneumonia', (3, 1.4, 2.4, .12))) if h in q),
+                                       (2, 1.1, 2.2, .13))
+                out += [_blob(rng, c + rng.normal(0, apart, 3), r * rng.uniform(.8, 1.2) * k, mu, 12) for _ in range(n)]
+            elif name == 'Nodule': out.append(_beads(c, rng.uniform(.75, 1.25) * k * (2.2 if 'Mass' in q else 1), None, .13 if 'Mass' in q else .26))
+            elif name == 'Granuloma':
+                if 'Granulomatous Disease' in q: # old and healed: specks, and lime in the hilum
+                    out += [_beads(_place(b, q, rng, s), rng.uniform(.28, .42), None, 1.) for _ in range(3)] + [_beads(_place(b, {'hilum'}, rng, s), .5, None, .8)]
+                elif 'Calcinosis' in q: out.append(_beads(c + rng.normal(0, .55, (5, 3)), rng.uniform(.2, .38, 5), None, 1.1))
+                else: out.append(_beads(c, rng.uniform(.42, .62), None, 1. if 'Calcified Granuloma' in q else .5))
             elif name == 'Calcified Lymph Node':
                 out.append(_beads(c + rng.normal(0, .35, (4, 3)), rng.uniform(.35, .6, 4), None, .6))
             elif name == 'Atelectasis':
                 c = c if q & {'upper lobe', 'apex', 'middle lobe', 'lingula'} else _place(b, q | {'base'} - {'lower lobe'}, rng, s)
-                out += [_streak(rng, c + [0, 0, i * .8], rng.uniform(4, 6.5) * k, .30, .30, s * rng.uniform(-.25, .25)) for i in range(2)]
-                out.append(_blob(rng, c, 1.2, .05))
+                out += [_streak(rng, c + [0, 0, i * .9], rng.uniform(4, 6.5) * k, .34, .36, s * rng.uniform(-.25, .25)) for i in range(2)]
+                out.append(_blob(rng, c, 1.2, .06))
             elif name == 'Scar':
-                out += [_streak(rng, c + rng.normal(0, .4, 3), rng.uniform(2., 3.5), .16, .5, rng.uniform(.5, 2.6)) for _ in range(3)]
+                out += [_streak(rng, c + rng.normal(0, .45, 3), rng.uniform(2.4, 3.8) * k, .19, .62, rng.uniform(.5, 2.6)) for _ in range(3)]
     return _join(*out)
 
 # %% ../nbs/03_phantom.ipynb #0de3880e
@@ -441,18 +454,22 @@ def _paint_diffuse(b, name, q, rng, k):
     out = []
     for s in (-1, 1):
         if name == 'Interstitial Markings':
-            c = np.stack([_place(b, set() if rng.random() < .4 else {'base'}, rng, s) for _ in range(46)])
-            ang = rng.uniform(0, np.pi, 46); d = np.stack([np.cos(ang), rng.uniform(-.4, .4, 46), np.sin(ang)], -1)
+            if 'bronchovascular' in q: zone, n, r = 'hilum', 40, .17
+            elif 'Pulmonary Fibrosis' in q: zone, n, r = 'base', 60, .19
+            else: zone, n, r = None, 46, .13
+            c = np.stack([_place(b, {zone} if zone and rng.random() < .7 else set(), rng, s) for _ in range(n)])
+            ang = rng.uniform(0, np.pi, n); d = np.stack([np.cos(ang), rng.uniform(-.4, .4, n), np.sin(ang)], -1)
             t = np.linspace(-.5, .5, 6)[None, :, None]
-            out.append(_tube(c[:, None] + t * rng.uniform(1.2, 2.8, (46, 1, 1)) * d[:, None], .13, .34 * k))
+            out.append(_tube(c[:, None] + t * rng.uniform(1.2, 2.8, (n, 1, 1)) * d[:, None], r, .36 * k))
         else:
             hilum = np.array([s * 4.1 * b.wide, -1, 0])
-            out.append(_beads(hilum + rng.normal(0, 1, (10, 3)) * [1.1, 1.6, 2.6], 2.3, 1.9, .017 * k, rng.normal(0, 1, (10, 3))))
+            wet = bool(q & {'Pulmonary Edema', 'Heart Failure'}) # congestion stays in the vessels
+            if wet: out.append(_beads(hilum + rng.normal(0, 1, (10, 3)) * [1.1, 1.6, 2.6], 2.3, 1.9, .022 * k, rng.normal(0, 1, (10, 3))))
             tips = np.stack([_place(b, {'upper lobe'} if i % 2 else set(), rng, s) for i in range(16)])
             t = np.linspace(0, 1, 9)[None, :, None]
             out.append(_tube(hilum + (tips - hilum)[:, None] * t, .30 * (1 - .5 * t[..., 0]) * np.ones((16, 1)), .15 * k))
             z = np.linspace(-6, -1, 6); w, _ = _cage(b, z) # Kerley lines at the outer bases
-            out.append(_tube(np.stack([s * (w - 2.2), 0 * z, z], -1)[:, None] + np.linspace(0, 1.8, 5)[None, :, None] * [s, 0, 0], .10, .35 * k))
+            if wet: out.append(_tube(np.stack([s * (w - 2.2), 0 * z, z], -1)[:, None] + np.linspace(0, 1.8, 5)[None, :, None] * [s, 0, 0], .10, .35 * k))
     return _join(*out)
 
 # %% ../nbs/03_phantom.ipynb #9bb3a2f0
@@ -462,29 +479,32 @@ def _paint_device(b, name, q, rng, k):
     s = -1 if right else 1
     if name == 'Catheter':
         top = np.array([[s * 9.5, 3, 9.5], [s * 6, 4, 11.2], [s * 3.4, 2, 9.6], [-1.9, 1, 6], [-2.2, .5, 2.2], [-2.1, .8, -.5 - rng.uniform(0, 2)]])
-        if rng.random() < .35: top = np.array([[s * 3.2, 0, 17], [s * 3, .5, 13], [-1.2, 1, 9], [-1.9, 1, 6], [-2.2, .5, 2.2], [-2.1, .8, 0]])
+        if 'Tube, Inserted' in q: top = np.array([[s * 3.2, 0, 17], [s * 3, .5, 13], [-1.2, 1, 9], [-1.9, 1, 6], [-2.2, .5, 2.2], [-2.1, .8, 0]])
         port = [_beads(top[0], 1.15, 1.1, .5), _beads(top[0], .7, None, -.3)] if rng.random() < .5 else []
         return _join(_tube(_smooth(top * [b.wide, b.deep, b.tall])[None], .19, 1.5), *port)
     if name == 'Pacemaker':
+        if q & {'aortic valve', 'Medical Device'}: # a ring in the heart
+            a = np.linspace(0, 2 * np.pi, 30)
+            return _tube((np.array([1.2, 1, -4.5]) + np.stack([1.5 * np.cos(a), .5 * np.sin(a), 1.1 * np.sin(a)], -1))[None], .22, 1.9)
         s = -s
         box = np.array([s * 8.3 * b.wide, 5.5 * b.deep, 8.6 * b.tall])
         lead = np.array([box, [s * 5.5, 4.5, 11.5], [s * 2, 3, 9.8], [-1.6, 1.5, 6], [-2.3, 1.5, 1], [-1.2, 3, -5], [3 + rng.uniform(0, 1.5), 5, -7.5]])
         lead2 = np.concatenate([lead[:5], [[-2.4, 3, -3.2]]])
         return _join(_beads(box, 2.5, 1.9, .55, (.3, 0, 1)), *[_tube(_smooth(p)[None], .15, 2.2) for p in (lead, lead2)])
     if name == 'Surgical Clips':
-        if rng.random() < .5: # sternal wires and clips along the heart's left border
+        if not q & {'abdomen', 'lung', 'breast', 'apex', 'upper lobe', 'right'}: # sternal wires and clips along the heart's left border
             z = np.linspace(7, -4, 6) * b.tall; a = np.linspace(0, 2 * np.pi, 14)
             ring = np.stack([.9 * np.cos(a), 0 * a, .55 * np.sin(a)], -1)
             wires = np.stack([0 * z, 0 * z + b.D * .97 - .6, z], -1)[:, None] + ring
             clips = np.stack([rng.uniform(2.5, 5, 6), rng.uniform(0, 5, 6), rng.uniform(-6, 3, 6)], -1)
             return _join(_tube(wires, .12, 2.8), _beads(clips, .42, .14, 2.6, rng.normal(0, 1, (6, 3))))
-        c = np.array([s * rng.uniform(5, 9), rng.uniform(-2, 5), rng.uniform(-9, 6)])
+        c = np.array([-rng.uniform(3, 6), 2, -rng.uniform(14, 15.5)]) if 'abdomen' in q else np.array([s * rng.uniform(5, 9), rng.uniform(-2, 5), rng.uniform(-9, 6)])
         return _beads(c + rng.normal(0, 1.1, (7, 3)), .45, .15, 2.8, rng.normal(0, 1, (7, 3)))
     if name == 'Calcified Aorta':
         a = np.linspace(-1.0, 2.2, 22)
         arc = np.stack([1.6 + b.knob * 1.15 * np.cos(a), -1.2 + 1.6 * np.sin(a), 5.4 * b.tall + b.knob * 1.15 * np.sin(a)], -1)
         down = np.stack([np.full(12, 3.4), np.full(12, -4.2), np.linspace(3, -6, 12)], -1) + rng.normal(0, .12, (12, 3))
-        return _join(_tube(arc[None], .20, 1.0 * k), _tube(down[None], .16, .45 * k))
+        return _tube(arc[None], .22, 1.1 * k) if 'Atherosclerosis' in q else _join(_tube(arc[None], .20, .9 * k), _tube(down[None], .20, .8 * k))
     zz = np.linspace(-12, -4 + rng.uniform(0, 8), 12) # spinal hardware
     rods = [_tube((b.spine(zz) + [e * 1.5, -2, 0])[None], .26, 2.2) for e in (-1, 1)]
     screws = [_tube(np.linspace(b.spine(zz[::3]) + [e * 1.5, -2, 0], b.spine(zz[::3]) + [e * .7, 1, 0], 8).transpose(1, 0, 2), .22, 1.6) for e in (-1, 1)]
@@ -502,7 +522,10 @@ def _paint_wall(b, name, q, rng, k):
     out = []
     for s in _side(q, rng.random()):
         if name == 'Fracture':
-            for i in rng.permutation(6)[:2 if k < 1.2 else 4]: # callus and a step on the outer ribs
+            if 'clavicle' in q:
+                c = np.array([s * (1.8 + (b.xc + b.W - .5) * .5), 4.1, 11.3 * b.tall + 1.4])
+                out.append(_join(_beads(c, 1., .9, .4), _beads(c + [0, 0, .5], .8, .35, .5, (1, 0, .5)))); continue
+            for i in rng.permutation(6)[:4 if 'multiple' in q else 2]: # callus and a step on the outer ribs
                 z = 6.5 - 2.3 * i + rng.normal(0, .3); w, d = _cage(b, z)
                 a = rng.uniform(.38, .6) * np.pi
                 c = np.array([s * w * np.sin(a)**.8, -.6 - d * np.cos(a), z])
@@ -525,20 +548,31 @@ def _effusion(b, q, rng, k):
     return out
 
 # %% ../nbs/03_phantom.ipynb #c28ba938
-_severe, _slight = {'severe', 'large', 'extensive'}, {'mild', 'small', 'borderline', 'minimal'}
+_severe, _slight = {'severe', 'large', 'extensive', 'moderate'}, {'mild', 'small', 'borderline', 'minimal'}
 _lung = {'Opacity', 'Airspace Disease', 'Nodule', 'Granuloma', 'Calcified Lymph Node', 'Atelectasis', 'Scar'}
 _diffuse, _wall = {'Interstitial Markings', 'Edema'}, {'Fracture', 'Pleural Thickening'}
 _device = {'Catheter', 'Pacemaker', 'Surgical Clips', 'Calcified Aorta', 'Spinal Hardware'}
-_whole = {'Hypoinflation', 'Hyperinflation'}
+_whole, _shape = {'Hypoinflation', 'Hyperinflation'}, {'Cardiomegaly', 'Elevated Diaphragm', 'Scoliosis', 'Kyphosis'}
+
+def _wear(q):
+    "Strength of spurs and of worn discs: osteophytes are spurs, spondylosis is both, other degeneration is of the discs"
+    if q is None: return 0, 0
+    k = .8 if q & _slight else 1.35 if q & _severe else 1.15
+    worn = bool(q & {'degenerative', 'Spondylosis'})
+    return k * (bool(q & {'Osteophyte', 'Spondylosis', 'Hyperostosis, Diffuse Idiopathic Skeletal'}) or .3), k * (worn or .2)
 
 def _local(b, codes):
     "`{finding: beads}` and `{finding: solids that displace air}` of the findings that have a place"
     beads, solids = {}, {}
     for i, (name, q) in enumerate(codes):
         rng = np.random.default_rng([b.uid, 2, FINDINGS.index(name), sum(c == name for c, _ in codes[:i])])
-        k = 1.3 if q & _severe else .85 if q & _slight else 1.
+        k = 1.35 if q & _severe else .8 if q & _slight else 1.
         paint = next((f for group, f in ((_lung, _paint_lung), (_diffuse, _paint_diffuse), (_wall, _paint_wall), (_device, _paint_device))
                       if name in group), None)
+        if name == 'Hyperinflation' and q & {'Emphysema', 'Pulmonary Emphysema', 'Lung, Hyperlucent'}: # bullae: air with a thin wall
+            c = np.stack([_place(b, {'upper lobe'}, rng, s) for s in (-1, 1, -1, 1)])
+            r = rng.uniform(1.2, 2., 4)
+            beads.setdefault(name, []).append(_join(_beads(c, r, None, .10), _beads(c, r - .12, None, -.14)))
         if paint: beads.setdefault(name, []).append(paint(b, name, q, rng, k))
         elif name == 'Pleural Effusion': solids.setdefault(name, []).extend(_effusion(b, q, rng, k))
         elif name == 'Blunted Costophrenic Angle':
@@ -653,7 +687,7 @@ def _mask(found, b, b0, name, beads, solids, empty, view, R):
         for s in (-1, 1):
             if b.tops[s] != b.dome0[s]: m |= inside(b.domes[s]) | inside(b0.domes[s])
     if name in ('Scoliosis', 'Kyphosis', 'Spine Degeneration'):
-        for x in (b, b0): m |= view.splat(R, _vertebrae(x, 1.))[0] > 1e-6
+        for x in (b, b0): m |= view.splat(R, _vertebrae(x, 1., 1.))[0] > 1e-6
         for x in (b, b0): m |= inside(_solid(x.spine(np.zeros(1))[0] + [0, .6, 0], (2., 1.9, 60)))
     if name == 'Pneumothorax': m |= empty
     return maximum_filter(m, 7)
@@ -673,8 +707,8 @@ def phantom(
     rng = np.random.default_rng([uid, 4])
     width, height = rng.uniform(29.5, 36) * b.wide + .5 * b.fat, rng.uniform(33, 39) * b.tall
     center = rng.normal(0, .7, 2) + [0, -1.2 + rng.normal(0, .6)]
-    worn = found.get('Spine Degeneration')
-    common = _join(_ribs(b), _soft(b), _vertebrae(b, 0 if worn is None else .8 if worn & _slight else 1.15))
+    spurs, discs = _wear(found.get('Spine Degeneration'))
+    common = _join(_ribs(b), _soft(b), _vertebrae(b, spurs, discs))
     tree = _branches(b)
     views, masks = [], {name: [] for name in found}
     for name in ('frontal', 'lateral'):
@@ -692,7 +726,7 @@ def phantom(
         if name == 'frontal':
             heart, lungs = view.hits(b.heart, R), view.hits(b.lungs[-1], R) | view.hits(b.lungs[1], R)
         for f in found:
-            b0 = b if f in _whole else _grow(_draw_body(uid), {g: q for g, q in found.items() if g != f})
+            b0 = _grow(_draw_body(uid), {g: q for g, q in found.items() if g != f}) if f in _shape else b
             masks[f].append(_mask(found, b, b0, f, beads, solids, empty, view, R))
     return Phantom(*views, {f: tuple(m) for f, m in masks.items()}, heart, lungs)
 
