@@ -8,6 +8,7 @@ __all__ = ['CLUES', 'SPLITS', 'Download', 'DOWNLOADS', 'cache_dir', 'find_archiv
            'fetch', 'extract', 'download']
 
 # %% ../nbs/00_reports.ipynb #03f6cd88
+import csv
 import hashlib
 import importlib.util
 import json
@@ -228,7 +229,7 @@ def _files(images):
     folder = cache_dir() / "openi" if images == "openi" else Path(images)
     found = {o.stem: str(o) for o in sorted(folder.rglob("*.png"))}
     if not found:
-        raise FileNotFoundError(f"There is no PNG image in {folder}: run `xraycap download images`, or give the folder that holds yours.")
+        raise FileNotFoundError(f"There is no PNG image in {folder}: run `xraycap download images`, or give a folder or a table of yours.")
     return found
 
 def _pair(
@@ -240,25 +241,126 @@ def _pair(
     here = [i for i, image in enumerate(row.images) if image in paths]
     return two_images([paths[row.images[i]] for i in here], [row.views[i] for i in here]) if here else ("", "")
 
+# %% ../nbs/00_reports.ipynb #c9da5a8b
+OWN = ("findings", "uid", "split", "patient")
+
+def _from_csv(path):
+    "-> (folder that image paths count from, a dict for each row of a CSV of studies)"
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        lines = csv.DictReader(f, strict=True, skipinitialspace=True)
+        try: names, rows = set(lines.fieldnames or []), [(f"line {lines.line_num}", o) for o in lines]
+        except UnicodeDecodeError: raise ValueError(f"{path} is not a text file in UTF-8: save your table as 'CSV UTF-8'.") from None
+        except csv.Error as e: raise ValueError(f"{path}, line {lines.reader.line_num}: this is not CSV ({e}); look at its quotes.") from None
+    if not {"frontal", "findings"} <= names:
+        raise ValueError(f"{path} must begin with a line that names its columns, frontal,lateral,findings, with commas between them.")
+    for place, o in rows:
+        if None in o or None in o.values():
+            raise ValueError(f"{path}, {place}: there are not as many fields as in line 1; put double quotes around a text that has commas.")
+    return path.parent, [dict(
+        place=place, images=[i for i in (o["frontal"], o.get("lateral")) if i],
+        views=[v for v in ("frontal", "lateral") if o.get(v)], **{k: o.get(k, "") for k in OWN}) for place, o in rows]
+
+# %% ../nbs/00_reports.ipynb #2e469fd8
+def _from_annotation(path):
+    "-> (folder that image paths count from, a dict for each study of an annotation.json)"
+    try: parts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e: raise ValueError(f"{path} is not sound JSON ({e}): copy or export it again.") from None
+    if not isinstance(parts, dict) or not all(isinstance(parts.get(o), list) for o in ("train", "val", "test")):
+        raise ValueError(f"{path} is not an annotation.json as R2Gen's: it needs three lists, named train, val and test.")
+    rows = []
+    for place, part, o in [(f"{part}[{i}]", part, o) for part in ("train", "val", "test") for i, o in enumerate(parts[part])]:
+        images = o.get("image_path") if isinstance(o, dict) else None
+        images = [images] if isinstance(images, str) else images
+        if not (isinstance(images, list) and images and all(isinstance(i, str) for i in images) and isinstance(o.get("report"), str)):
+            raise ValueError(f"{path}, {place}: a study needs a text named report, and image_path, one path or a list of paths.")
+        rows.append(dict(place=place, images=images, views=["frontal"] + ["lateral"] * (len(images) - 1), findings=o["report"], split=part))
+    return path.parent / "images", rows
+
+# %% ../nbs/00_reports.ipynb #0d7c1f65
+def _numbers(path, rows):
+    "A unique int for each row: its own `uid`, or one made from the names of its images"
+    own, seen = any(o.get("uid") for o in rows), {}
+    for o in rows:
+        if own and not (o["uid"].isascii() and o["uid"].isdecimal() and len(o["uid"]) < 19):
+            raise ValueError(f"{path}, {o['place']}: the uid '{o['uid']}' is not a whole number; number the studies, or drop the column.")
+        uid = int(o["uid"]) if own else int(hashlib.sha256("\n".join(o["images"]).encode()).hexdigest()[:12], 16)
+        if uid in seen:
+            raise ValueError(f"{path}, {o['place']}: {'the uid' if own else 'the study with the same images'} stands in {seen[uid]} already; "
+                             "keep one of the two.")
+        seen[uid] = o["place"]
+    return list(seen)
+
+# %% ../nbs/00_reports.ipynb #b42b02b7
+def _deal(path, rows, uids):
+    "-> (the part of each row, the name of that split)"
+    if any(o.get("split") for o in rows):
+        for o in rows:
+            if o["split"] not in ("train", "val", "test", ""):
+                raise ValueError(f"{path}, {o['place']}: the split '{o['split']}' is none of train, val and test.")
+        return [o["split"] for o in rows], "own"
+    patients = [o.get("patient") or str(uid) for o, uid in zip(rows, uids)]
+    order = sorted(set(patients), key=lambda o: hashlib.sha256(o.encode()).digest())
+    n_val, n_test = (max(1, round(len(order) * share)) for share in (.1, .2))
+    part = {o: "val" if i < n_val else "test" if i < n_val + n_test else "train" for i, o in enumerate(order)}
+    return [part[o] for o in patients], "70/10/20"
+
+# %% ../nbs/00_reports.ipynb #f2d62fa5
+def _own_studies(path):
+    "-> (table of the studies of a CSV or annotation.json, {image: path} of those that are there, the split's name)"
+    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}: check the name of your table of studies.")
+    folder, rows = (_from_csv if path.suffix.lower() == ".csv" else _from_annotation)(path)
+    if not rows: raise ValueError(f"{path} names no study: give each one a row with its images and its findings.")
+    uids = _numbers(path, rows)
+    parts, split = _deal(path, rows, uids)
+    paths = {i: str(folder / i) for o in rows for i in o["images"] if os.path.isfile(folder / i)}
+    if not paths:
+        first = next((o for o in rows if o["images"]), rows[0])
+        raise FileNotFoundError(f"{path}: none of the images is there; {first['place']} names {(first['images'] or ['none'])[0]}, "
+                                f"and such paths count from the folder {folder}.")
+    return pd.DataFrame(dict(
+        uid=uids, images=[o["images"] for o in rows], findings=[o["findings"].strip() for o in rows], impression="", indication="",
+        comparison="", mesh=[[] for _ in rows], views=[o["views"] for o in rows], split=parts)), paths, split
+
+# %% ../nbs/00_reports.ipynb #4c3ad451
+def _say_gaps(source, studies, kept, paths):
+    "Print what is missing, if anything is: studies without findings or image, images that are not there"
+    named = [i for images in studies.images for i in images]
+    missing = [i for i in named if i not in paths]
+    if len(kept) == len(studies) and not missing: return
+    first = f"; the first that is missing is {missing[0]}" if missing else ""
+    print(f"{source}: {len(kept):,} of {len(studies):,} studies have findings and an image here; {len(named) - len(missing):,} of "
+          f"{len(named):,} images are here{first}.")
+
 # %% ../nbs/00_reports.ipynb #c6b1cd05
 def load_studies(
-    images="phantom", # 'phantom' (simulated), 'openi' (downloaded), or a folder of PNGs named by image id
-    split="chen", # see `split_studies`
+    images="phantom", # 'phantom' (simulated), 'openi' (downloaded), a folder of its PNGs, or your own .csv or annotation.json
+    split="chen", # see `split_studies`; a file of your own brings its own split, or is split 70/10/20 by patient
 ):
     """The studies with findings and at least one image, a row each.
 
     Returns the columns of `load_reports` and `views` (list of str), `frontal` and `lateral` (str: a path, or a name such as
-    'phantom-1-frontal'), `split`. `.attrs['images']` is 'phantom' or 'openi'. From a folder that holds only some of the images, only the
-    studies with an image there. Raises `FileNotFoundError` if the folder holds no image of the collection."""
-    paths = None if images == "phantom" else _files(images)
-    studies = load_reports().query("findings != ''")
-    studies = studies[studies.images.map(len) > 0]
-    studies = studies.assign(views=image_views(studies), split=split_studies(studies, split))
+    'phantom-1-frontal'), `split`. `.attrs['images']` says what images these are: 'phantom', 'openi', or the name of your file with its
+    folder; `.attrs['split']` what split: `split`, 'own' or '70/10/20'. Studies without an image are left out, and how many is printed.
+    Raises `FileNotFoundError` if no image is there, `ValueError` for an unknown split or a file that cannot be read."""
+    if split not in SPLITS: raise ValueError(f"There is no split named {split!r}: choose one of {', '.join(SPLITS)}.")
+    own, paths, source = Path(images).suffix.lower() in (".csv", ".json"), None, str(images)
+    if own:
+        studies, paths, split = _own_studies(Path(images))
+        source = "/".join(Path(images).resolve().parts[-2:])
+    else:
+        if images != "phantom": paths, source = _files(images), "openi"
+        studies = load_reports().query("findings != ''")
+        studies = studies[studies.images.map(len) > 0]
+        studies = studies.assign(views=image_views(studies), split=split_studies(studies, split))
     pairs = [_pair(o, paths) for o in studies.itertuples()]
-    studies = studies.assign(frontal=[o[0] for o in pairs], lateral=[o[1] for o in pairs]).query("frontal != ''").reset_index(drop=True)
-    if studies.empty: raise FileNotFoundError(f"{images} holds no image named as in the collection, such as CXR1_1_IM-0001-3001.png.")
-    studies.attrs["images"] = "phantom" if paths is None else "openi"
-    return studies
+    kept = studies.assign(frontal=[o[0] for o in pairs], lateral=[o[1] for o in pairs])
+    kept = kept.query("frontal != '' and findings != ''").reset_index(drop=True)
+    if kept.empty:
+        raise FileNotFoundError(f"{images} holds no study with findings and an image." if own else
+            f"{images} holds no image named as in the collection, such as CXR1_1_IM-0001-3001.png; list images of your own in a CSV file.")
+    if paths is not None: _say_gaps(source, studies, kept, paths)
+    kept.attrs.update(images=source, split=split)
+    return kept
 
 # %% ../nbs/00_reports.ipynb #327ec041
 def studies_table(
