@@ -1,10 +1,10 @@
-"Bahdanau attention against its formula, and the decoder's two ways of running against each other."
+"Bahdanau attention against its formula, the decoder's two ways of running against each other, and the pointing game by hand."
 import numpy as np
 import pytest
 import torch
 from fastai.torch_core import set_seed
 from torch import nn
-from xraycap.attention import AttentionDecoder, BahdanauAttention, gru_step
+from xraycap.attention import AttentionDecoder, BahdanauAttention, gru_step, mask_places, pointing_game
 from xraycap.lstm import masked_loss
 from xraycap.text import EOS, PAD, SOS
 
@@ -138,3 +138,46 @@ def test_it_learns_to_look_at_the_mark():
     logits, _, weights = decoder.step(tokens_in[192:, 0], state, memory)
     assert (logits.argmax(1) == words[192:]).float().mean() > .9
     assert (weights.argmax(1) == torch.tensor(place[192:])).float().mean() > .9
+
+
+def test_mask_places_pixel_by_pixel():
+    rng = np.random.default_rng(0)
+    masks = rng.random((2, 56, 56)) < .01  # places of 8 x 8 pixels
+    expected = {49 * view + 7 * (y // 8) + x // 8 for view, y, x in np.argwhere(masks)}
+    assert 0 < len(expected) < 98
+    assert set(np.flatnonzero(mask_places(tuple(masks)))) == expected
+
+
+def test_pointing_game_case_by_case():
+    "Against a loop over all pairs of cases."
+    rng = np.random.default_rng(1)
+    n, names = 30, rng.choice(['Nodule', 'Opacity', 'Edema'], 30)
+    looks, places = rng.random((n, 98)), rng.random((n, 98)) < .3
+    game = pointing_game(looks, places, names)
+    swapped = []
+    for name in set(names):
+        cases = [i for i in range(n) if names[i] == name]
+        hits = [places[i, looks[i].argmax()] for i in cases]
+        pairs = [places[i, looks[j].argmax()] for i in cases for j in cases if i != j]
+        swapped += [np.mean(pairs)] * len(cases)
+        assert game.n[name] == len(cases) and game.hit[name] == pytest.approx(np.mean(hits))
+        assert game.chance[name] == pytest.approx(places[cases].mean()) and game.swapped[name] == pytest.approx(np.mean(pairs))
+        p, m = np.mean(hits), len(cases)  # Wilson 1927
+        middle, half = (p + 1.96**2 / (2 * m)) / (1 + 1.96**2 / m), 1.96 / (1 + 1.96**2 / m) * np.sqrt(p * (1 - p) / m + 1.96**2 / (4 * m**2))
+        assert game.low[name] == pytest.approx(middle - half, abs=1e-4) and game.high[name] == pytest.approx(middle + half, abs=1e-4)
+    assert game.n['all'] == n and list(game.index)[-1] == 'all' and game.swapped['all'] == pytest.approx(np.mean(swapped))
+
+
+def test_pointing_at_habit_is_told_from_pointing_at_the_patient():
+    "Six patients whose finding is in one of two places: who looks at the right one hits; who always looks at the first hits as often swapped."
+    places = np.zeros((6, 98), bool)
+    places[range(6), [3, 3, 3, 8, 8, 8]] = True
+    always = np.tile(np.eye(98)[3], (6, 1))
+    right, habit = (pointing_game(looks, places, ['Nodule'] * 6).loc['all'] for looks in (places.astype(float), always))
+    assert right.hit == 1 and right.swapped == pytest.approx(.4)  # of the five others, two have it in the same place
+    assert habit.hit == .5 and habit.swapped == pytest.approx(.5)
+
+
+def test_a_finding_that_occurs_once_has_no_others():
+    game = pointing_game(np.eye(98)[:3], np.eye(98)[:3] > 0, ['Nodule', 'Scar', 'Scar'])
+    assert np.isnan(game.swapped['Nodule']) and game.swapped['all'] == 0

@@ -10,8 +10,11 @@ import xraycap
 from xraycap import results
 from xraycap.attention import AttentionDecoder
 from xraycap.lstm import LSTMDecoder
-from xraycap.results import baselines, check_out, evaluate, find_model, generate, load_model, save_model, score_card, train_captioner
-from xraycap.text import Vocab
+from xraycap.findings import finding_f1
+from xraycap.metrics import corpus_bleu
+from xraycap.results import (baselines, check_out, describe, evaluate, find_model, findings_table, generate, load_model, paired_bootstrap,
+                             results_table, save_model, score_card, train_captioner)
+from xraycap.text import Vocab, clean_chen
 
 texts = ["the heart is normal in size .", "the lungs are clear .", "there is a left pleural effusion ."]
 about = dict(encoder="phantom", images="phantom", split="chen")
@@ -20,7 +23,7 @@ about = dict(encoder="phantom", images="phantom", split="chen")
 def small(kind, vocab): return kind(len(vocab), hidden=16, embedding_size=8)
 
 
-@pytest.mark.parametrize("kind", [AttentionDecoder, LSTMDecoder])
+@pytest.mark.parametrize("kind", results.decoder_names.values())
 def test_a_model_comes_back_from_its_folder(tmp_path, kind):
     vocab = Vocab.from_texts(texts)
     save_model(tmp_path / "deep" / "model", small(kind, vocab), vocab, about)
@@ -75,7 +78,7 @@ def test_a_pickle_is_not_opened(tmp_path):
 
 def test_generate_does_not_depend_on_the_batch():
     vocab, store = Vocab.from_texts(texts), {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in range(5)}
-    for kind in AttentionDecoder, LSTMDecoder:
+    for kind in results.decoder_names.values():
         torch.manual_seed(0)
         decoder = small(kind, vocab).eval()
         assert generate(decoder, vocab, store, list(store), bs=5) == generate(decoder, vocab, store, list(store), bs=2)
@@ -98,25 +101,98 @@ def test_baselines_take_nothing_from_the_test_part():
     assert len(set(rows["another patient's report"])) > 100
 
 
-def test_training_from_studies_to_a_report(tmp_path, monkeypatch):
-    "A few studies, random features: the whole path, not its quality."
+@pytest.fixture
+def few_studies(monkeypatch):
+    "The results module on 40 training, 10 validation and 12 test studies, with random features."
     from xraycap.reports import load_studies as real
     def few(images, split):
         studies = real(images, split)
-        attrs, parts = studies.attrs, [studies[studies.split == part].head(n) for part, n in (("train", 40), ("val", 10), ("test", 5))]
-        few = pd.concat(parts)
-        few.attrs.update(attrs)
+        few = pd.concat([studies[studies.split == part].head(n) for part, n in (("train", 40), ("val", 10), ("test", 12))])
+        few.attrs.update(studies.attrs)
         return few
     def noise(studies, encoder): return {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
     monkeypatch.setattr(results, "load_studies", few)
     monkeypatch.setattr(results, "store_features", noise)
-    losses = train_captioner(tmp_path / "model", decoder="lstm", epochs=2, bs=16)
+    return few("phantom", "chen")
+
+
+@pytest.mark.parametrize("decoder", results.decoder_names)
+def test_training_from_studies_to_a_report(tmp_path, few_studies, decoder):
+    "The whole path, not its quality."
+    losses = train_captioner(tmp_path / "model", decoder=decoder, epochs=2, bs=16)
     assert len(losses) == 2 and losses.valid_loss.iloc[1] < losses.valid_loss.iloc[0]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (config["decoder"], config["images"], config["split"], config["encoder"]) == ("lstm", "phantom", "chen", "phantom")
+    assert (config["decoder"], config["images"], config["split"], config["encoder"]) == (decoder, "phantom", "chen", "phantom")
     assert len(config["losses"]["valid_loss"]) == 2
     card = evaluate(tmp_path / "model", k=2)
     assert (card["k"], card["images"], card["split"]) == (2, "phantom", "chen") and 0 <= card["bleu_4"] <= 1
+
+
+@pytest.mark.parametrize("codes", [True, False])
+def test_without_codes_each_study_teaches_its_own_report(tmp_path, few_studies, monkeypatch, codes):
+    studies = few_studies if codes else few_studies.assign(mesh=[[] for _ in few_studies.uid])
+    studies.attrs.update(few_studies.attrs)
+    taught = []
+    class Enough(Exception): pass
+    def dls(studies, *args, **kwargs):
+        taught.append(studies)
+        raise Enough
+    monkeypatch.setattr(results, "load_studies", lambda images, split: studies)
+    monkeypatch.setattr(results, "caption_dls", dls)
+    with pytest.raises(Enough): train_captioner(tmp_path / "model", decoder="lstm")
+    own = studies[studies.split != "test"].findings
+    if codes: assert set(taught[0].findings) <= set(own.map(clean_chen)) and taught[0].findings.nunique() < own.nunique()
+    else: assert list(taught[0].findings) == [*own, *studies[studies.split == "train"].findings]  # each training study in two bodies
+
+
+def test_each_row_of_the_table_is_what_evaluate_and_others_measure(tmp_path, few_studies):
+    vocab, models = Vocab.from_texts(few_studies.findings.map(clean_chen)), {}
+    for name, kind in {"LSTM": LSTMDecoder, "attention": AttentionDecoder}.items():
+        torch.manual_seed(len(models))
+        models[name] = tmp_path / name
+        save_model(models[name], small(kind, vocab), vocab, about)
+    test = few_studies[few_studies.split == "test"]
+    references = list(test.findings.map(clean_chen))
+    said = baselines(encoder=None) | {name: describe(folder, test, k=2) for name, folder in models.items()}
+    table = results_table(references, said)
+    assert list(table.index) == list(said) and table.columns.name == "simulated images" and (table.distinct.dtype == int)
+    assert results_table(references, {"a": references}, images="openi").columns.name != "simulated images"
+    for name, folder in models.items():
+        card = evaluate(folder, k=2)
+        assert table.loc[name].to_dict() == {figure: card[figure] for figure in table.columns}
+    from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
+    for name, texts in said.items():
+        theirs = nltk_bleu([[r.split()] for r in references], [h.split() for h in texts], weights=(1,))
+        assert table.loc[name, "bleu_1"] == pytest.approx(theirs, abs=1e-9)
+        assert table.loc[name, "distinct"] == len({*texts}) and table.loc[name, "finding_f1_micro"] == finding_f1(references, texts)[0]
+
+
+def test_paired_bootstrap_draws_the_same_studies_for_both():
+    "Against the definition: draw, score both with `corpus_bleu`, subtract."
+    rng = np.random.default_rng(1)
+    words = "the heart is normal lungs are clear no effusion left right .".split()
+    references = [" ".join(rng.choice(words, 12)) for _ in range(30)]
+    def noisy(share): return [" ".join(w if rng.random() > share else "large" for w in r.split()) for r in references]
+    ours, theirs = noisy(.05), noisy(.3)
+    difference, low, high = paired_bootstrap(references, ours, theirs)
+    assert difference == pytest.approx(corpus_bleu(references, ours)[3] - corpus_bleu(references, theirs)[3]) and low < difference < high
+    draws = []
+    for _ in range(400):
+        rows = rng.integers(0, 30, 30)
+        one, other = (corpus_bleu([references[i] for i in rows], [texts[i] for i in rows])[3] for texts in (ours, theirs))
+        draws.append(one - other)
+    by_hand = np.percentile(draws, [2.5, 97.5])
+    assert [low, high] == pytest.approx(by_hand.tolist(), abs=.2 * (by_hand[1] - by_hand[0]))
+    assert paired_bootstrap(references, theirs, ours) == pytest.approx((-difference, -high, -low))
+    with pytest.raises(ValueError, match="30 references and 29"): paired_bootstrap(references, ours, theirs[1:])
+
+
+def test_findings_table_by_hand():
+    table = findings_table(["small effusion . cardiomegaly .", "normal .", "effusion ."], ["effusion .", "effusion .", "no effusion . scoliosis ."])
+    assert table.index[0] == "Pleural Effusion" and table.loc["Pleural Effusion"].tolist() == [2, 2, 1, .5, .5, .5]
+    assert table.loc["Cardiomegaly", ["wanted", "said", "right", "recall"]].tolist() == [1, 0, 0, 0] and np.isnan(table.precision["Cardiomegaly"])
+    assert table.loc["Scoliosis", ["wanted", "said", "right", "precision"]].tolist() == [0, 1, 0, 0] and np.isnan(table.recall["Scoliosis"])
+    assert table[["wanted", "said", "right"]].sum().tolist() == [3, 3, 1]
 
 
 def test_the_shipped_model_is_found_by_name(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from xraycap.encoder import FindingNet, load_finding_net, save_encoder
-from xraycap.phantom import FINDINGS, _codes, mesh_findings, phantom
+from xraycap.phantom import FINDINGS, finding_codes, mesh_findings, phantom
 from xraycap.reports import load_studies
 
 STUDIES = 7_000 # of the pool
@@ -34,7 +34,7 @@ PLACES = [{'right', 'left'}, {'apex', 'upper lobe', 'middle lobe', 'lingula', 'l
 def parts(mesh):
     "`(finding, heading or qualifier)` pairs of a report's codes, and `(finding, '')`"
     out = set()
-    for name, q in _codes(mesh): out |= {(name, ''), *((name, x) for x in (q | {'right', 'left'} if 'bilateral' in q else q))}
+    for name, q in finding_codes(mesh): out |= {(name, ''), *((name, x) for x in (q | {'right', 'left'} if 'bilateral' in q else q))}
     return out
 
 

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 _module_of = {
     "load_reports": "reports", "load_studies": "reports", "clean_findings": "text", "clean_chen": "text", "Vocab": "text",
     "CheXNet": "encoder", "store_features": "encoder", "caption_dls": "batches", "LSTMDecoder": "lstm", "caption_learner": "lstm",
-    "AttentionDecoder": "attention", "greedy_search": "search", "beam_search": "search", "corpus_bleu": "metrics",
+    "AttentionDecoder": "attention", "TransformerDecoder": "transformer", "greedy_search": "search", "beam_search": "search", "corpus_bleu": "metrics",
     "label_findings": "findings", "score_card": "results", "evaluate": "results", "Captioner": "report",
 }
 __all__ = list(_module_of)

@@ -118,7 +118,7 @@ def train(
     encoder:Annotated[str, typer.Option(help="Weights of the encoder: 'phantom' (for simulated images); 'chexnet-torch', "
                                              "'chexnet-keras', 'xrv-nih', 'xrv-chex' and so on (for real ones); 'imagenet'; or a "
                                              "weights file.")]="phantom",
-    epochs:Annotated[int, typer.Option(min=1, help="Times through the training studies; the best is kept.")]=24,
+    epochs:Annotated[int, typer.Option(min=1, help="Times through the training studies; the best is kept.")]=14,
     seed:Annotated[int, typer.Option(help="Another number gives another model.")]=0,
 ):
     """Train a model of your own.
