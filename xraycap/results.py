@@ -288,14 +288,14 @@ def train_captioner(
     "Train a decoder on stored features and save the epoch of best validation CIDEr as a model folder. Raises `ValueError` for an unknown decoder."
     if decoder not in decoder_names: raise ValueError(f"There is no decoder '{decoder}': choose one of {', '.join(decoder_names)}.")
     check_out(out)
-    set_seed(seed)
     studies = load_studies(images, split)
     source, split, studies = studies.attrs["images"], studies.attrs["split"], studies[studies.split.isin(["train", "val"])]
     if studies.split.nunique() < 2: raise ValueError(f"Training needs studies in both parts, train and val; {images} has only {', '.join(set(studies.split)) or 'others'}.")
     train, val = (studies[studies.split == part] for part in ("train", "val"))
-    if source == "phantom": studies = pd.concat([studies, *(train.assign(uid=train.uid + 10_000 * i) for i in range(1, bodies))])
+    if source == "phantom": studies = pd.concat([train, *(train.assign(uid=train.uid + 10_000 * i) for i in range(1, bodies)), val])
     studies.attrs["images"] = source
     store = store_features(studies, CheXNet(encoder))
+    set_seed(seed)
     texts = list(train.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=min_count)
     if consensus and studies.mesh.map(len).any():
