@@ -26,10 +26,10 @@ def subwords(word):
     return [word[i:i+n] for i in range(len(word)) for n in range(MIN_N, MAX_N + 1) if i + n <= len(word)]
 
 
-def write_bin(path):
-    "FastText's binary format, version 12, written byte by byte; returns the input matrix"
+def write_bin(path, version=12):
+    "FastText's binary format, written byte by byte; returns the input matrix"
     rows = np.random.default_rng(0).normal(size=(len(WORDS) + BUCKET, DIM)).astype("<f4")
-    out = struct.pack("<2i", 793712314, 12)
+    out = struct.pack("<2i", 793712314, version)
     out += struct.pack("<12id", DIM, 5, 5, 1, 5, 1, 2, 2, BUCKET, MIN_N, MAX_N, 100, 1e-4)  # loss 2: negative sampling, model 2: skip-gram
     out += struct.pack("<3i2q", len(WORDS), len(WORDS), 0, 40, -1)
     for word in WORDS: out += word.encode() + b"\0" + struct.pack("<qb", 10, 0)
@@ -65,8 +65,9 @@ def test_training_needs_text(texts):
     with pytest.raises(ValueError): train_fasttext(texts)
 
 
-def test_bin_file(tmp_path):
-    rows = write_bin(tmp_path / "a.bin")
+@pytest.mark.parametrize("version", [11, 12])
+def test_bin_file(tmp_path, version):
+    rows = write_bin(tmp_path / "a.bin", version)
     vectors = load_vectors(tmp_path / "a.bin")
     assert vectors.vector_size == DIM and list(vectors.key_to_index) == WORDS
     for word in WORDS + ["hearts", "pneumothoraces", "cœur"]:  # mean of the word's own row, if it has one, and of its subwords' rows

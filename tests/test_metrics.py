@@ -1,7 +1,10 @@
 "BLEU, ROUGE-L and CIDEr against other programs, and what the baselines score"
 import itertools
 import random
+import shutil
+import sys
 import time
+import types
 import warnings
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
 from sacrebleu.metrics import BLEU
 
-from xraycap.metrics import best_constant, bootstrap, cider, corpus_bleu, most_common, rouge_l, shuffled_bleu4
+from xraycap.metrics import best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
 from xraycap.reports import load_studies
 from xraycap.text import clean_chen
 
@@ -86,7 +89,7 @@ def test_empty_texts_score_zero(metric):
             assert not np.any(metric(references, hypotheses))
 
 
-@pytest.mark.parametrize("metric", [corpus_bleu, rouge_l, cider, bootstrap, shuffled_bleu4])
+@pytest.mark.parametrize("metric", [corpus_bleu, rouge_l, cider, meteor, bootstrap, shuffled_bleu4])
 @pytest.mark.parametrize("references, hypotheses", [
     ("a b", "a b"), (["a b"], "a b"), ([["a", "b"]], [["a", "b"]]), (["a"], ["a", "b"]), ([], [])])
 def test_wrong_shapes_are_refused(metric, references, hypotheses):
@@ -119,6 +122,67 @@ def test_cider_rewards_rare_words():
     common = cider(references, ["clear lungs"] * 3)
     assert common == 0  # everybody says it
     assert cider(references, references) == pytest.approx(10)
+
+
+@pytest.fixture
+def meteor_program(monkeypatch):
+    "A module in pycocoevalcap's place that keeps what it is asked, and a `java` that is found"
+    asked = []
+    class Meteor:
+        def compute_score(self, gts, res):
+            asked.append((gts, res))
+            return .25, [.25] * len(gts)
+    module = types.ModuleType("pycocoevalcap.meteor.meteor")
+    module.Meteor = Meteor
+    for name in ("pycocoevalcap", "pycocoevalcap.meteor"): monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("xraycap.metrics.subprocess.run", lambda command, **kw: None)
+    return asked
+
+
+def test_meteor_hands_over_one_line_a_study(meteor_program):
+    assert meteor(["a\nb  c", "d"], ["a ||| b", ""]) == .25
+    assert meteor_program == [({0: ["a b c"], 1: ["d"]}, {0: ["a b"], 1: [""]})]
+
+
+@pytest.mark.parametrize("script", [None, "#!/bin/sh\nexit 1\n"])  # none, and one that only says where to get Java
+def test_no_meteor_without_java(monkeypatch, tmp_path, script):
+    for name in ("pycocoevalcap", "pycocoevalcap.meteor"): monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", types.SimpleNamespace(Meteor=None))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "java").write_text(script)
+        (tmp_path / "java").chmod(0o755)
+    assert meteor(["a"], ["a"]) is None
+
+
+def test_no_meteor_without_its_program(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
+    assert meteor(["a"], ["a"]) is None
+
+
+@pytest.mark.slow
+def test_meteor_itself(pair):
+    "What METEOR 1.5 prints for the first pair, and that equal texts score 1 and unlike texts 0"
+    pytest.importorskip("pycocoevalcap.meteor.meteor")
+    if not shutil.which("java"): pytest.skip("needs Java")
+    assert meteor(["the heart is normal in size ."], ["heart size is normal ."]) == pytest.approx(.36914, abs=5e-5)
+    assert meteor(["a b"], ["a b"]) == 1 and meteor(["a b"], ["c d"]) == 0
+    assert meteor(["small effusion ."], ["small effusions ."]) > meteor(["small effusion ."], ["small nodules ."])
+    references, hypotheses = pair
+    assert meteor(references, references) > .99 > meteor(references, hypotheses) > meteor(references, hypotheses[1:] + hypotheses[:1])
+
+
+@pytest.mark.slow
+def test_equal_to_pycocoevalcap(pair):
+    pytest.importorskip("pycocoevalcap.bleu.bleu")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    references, hypotheses = ({i: [t] for i, t in enumerate(texts)} for texts in pair)
+    assert corpus_bleu(*pair) == pytest.approx(Bleu(4).compute_score(references, hypotheses, verbose=0)[0], abs=5e-5)
+    assert rouge_l(*pair) == pytest.approx(Rouge().compute_score(references, hypotheses)[0], abs=5e-5)
+    assert cider(*pair) == pytest.approx(Cider().compute_score(references, hypotheses)[0], abs=5e-5)
 
 
 def test_590_reports_in_a_tenth_of_a_second(chen):

@@ -33,7 +33,7 @@ def _claimed_size(path):
         words, dim = map(int, head.split(b'\n')[0].split())
         return words * dim * 2  # one digit and one space for each number
     magic, version, dim, *_, bucket, _, _, _ = np.frombuffer(head[:56], '<i4')
-    if magic != 793712314 or version != 12: raise ValueError('not the magic number of FastText')
+    if magic != 793712314 or version not in (11, 12): raise ValueError('not the magic number of FastText')
     return int(dim) * int(bucket) * 4
 
 # %% ../nbs/05_embeddings.ipynb #f481a1b3
