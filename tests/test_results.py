@@ -86,7 +86,7 @@ def test_generate_does_not_depend_on_the_batch():
 
 def test_score_card():
     card = score_card(texts, texts)
-    assert card.keys() == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "finding_f1_micro", "finding_f1_macro",
+    assert card.keys() - {"meteor"} == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "finding_f1_micro", "finding_f1_macro",
                            "distinct", "bleu_4_shuffled", "bleu_4_low", "bleu_4_high"}
     assert card["bleu_4"] == card["rouge_l"] == pytest.approx(1) and card["distinct"] == 3 and card["bleu_4_shuffled"] < 1
     json.dumps(card)

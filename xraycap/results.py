@@ -33,7 +33,7 @@ from .embeddings import embedding_matrix, train_fasttext
 from .encoder import CheXNet, load_finding_net, store_features
 from .findings import finding_f1, label_findings
 from .lstm import LSTMDecoder, caption_learner
-from .metrics import _bleu, _bleu_counts, best_constant, bootstrap, cider, corpus_bleu, most_common, rouge_l, shuffled_bleu4
+from .metrics import _bleu, _bleu_counts, best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
 from .phantom import FINDINGS, finding_codes, finding_sides, mesh_findings
 from .reports import load_studies
 from .search import beam_search
@@ -44,13 +44,14 @@ from .transformer import TransformerDecoder
 def score_card(
     references:list, # radiologists' reports: str, words and full stops separated by spaces
     hypotheses:list, # generated reports, same order and form
-) -> dict: # bleu_1..4, rouge_l, cider, finding_f1_micro, finding_f1_macro, distinct, bleu_4_shuffled, bleu_4_low, bleu_4_high
+) -> dict: # bleu_1..4, rouge_l, cider, finding_f1_micro, finding_f1_macro, distinct, bleu_4_shuffled, bleu_4_low, bleu_4_high; meteor where Java and pycocoevalcap are
     "Every figure of a set of reports. Raises `ValueError` when the two lists do not pair up or are empty."
     bleu, (micro, macro) = corpus_bleu(references, hypotheses), finding_f1(references, hypotheses)
     low, high = bootstrap(references, hypotheses)
     card = {f"bleu_{n}": b for n, b in enumerate(bleu, 1)}
     card |= dict(rouge_l=rouge_l(references, hypotheses), cider=cider(references, hypotheses), finding_f1_micro=micro, finding_f1_macro=macro)
     card |= dict(distinct=len(set(hypotheses)), bleu_4_shuffled=shuffled_bleu4(references, hypotheses), bleu_4_low=low, bleu_4_high=high)
+    if (score := meteor(references, hypotheses)) is not None: card["meteor"] = score
     return {name: value if isinstance(value, int) else float(value) for name, value in card.items()}
 
 # %% ../nbs/13_results.ipynb #97c3c1c6
