@@ -690,8 +690,9 @@ def _mask(found, b, b0, name, beads, solids, empty, view, R):
         for s in (-1, 1):
             if b.tops[s] != b.dome0[s]: m |= inside(b.domes[s]) | inside(b0.domes[s])
     if name in ('Scoliosis', 'Kyphosis', 'Spine Degeneration'):
-        for x in (b, b0): m |= view.splat(R, _vertebrae(x, 1., 1.))[0] > 1e-6
-        for x in (b, b0): m |= inside(_solid(x.spine(np.zeros(1))[0] + [0, .6, 0], (2., 1.9, 60)))
+        for x in [b] if b0 is b else [b, b0]:
+            m |= view.splat(R, _vertebrae(x, 1., 1.))[0] > 1e-6
+            m |= inside(_solid(x.spine(np.zeros(1))[0] + [0, .6, 0], (2., 1.9, 60)))
     if name == 'Pneumothorax': m |= empty
     return maximum_filter(m, 7)
 

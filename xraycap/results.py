@@ -203,9 +203,13 @@ def results_table(
     return table.rename_axis(columns="simulated images" if images == "phantom" else "radiographs")
 
 # %% ../nbs/13_results.ipynb #49bbbe6f
+def _finding_parts(mesh):
+    "Finding groups and their sides"
+    return [f"finding {f}" for f in mesh_findings(mesh)] + [f"finding {f} {s}" for f, sides in finding_sides(mesh).items() for s in sides]
+
 def _code_parts(mesh):
     "Finding groups, their sides, headings, and headings with each qualifier"
-    parts = [f"finding {f}" for f in mesh_findings(mesh)] + [f"finding {f} {s}" for f, sides in finding_sides(mesh).items() for s in sides]
+    parts = _finding_parts(mesh)
     for head, *qualifiers in (code.split("/") for code in mesh): parts += [head, *(f"{head}/{q}" for q in qualifiers)]
     return parts or ["no code"]
 
@@ -215,8 +219,7 @@ _visible = {"right", "left", "bilateral", "apex", "upper lobe", "middle lobe", "
 
 def _visible_parts(mesh):
     "What a picture can show of the codes: finding groups, their sides, and with each its headings and the qualifiers of place, amount and form"
-    parts = [f"finding {f}" for f in mesh_findings(mesh)] + [f"finding {f} {s}" for f, sides in finding_sides(mesh).items() for s in sides]
-    parts += [f"{f}/{q}" for f, quals in finding_codes(mesh) for q in quals if q in _visible or q[0].isupper()]
+    parts = _finding_parts(mesh) + [f"{f}/{q}" for f, quals in finding_codes(mesh) for q in quals if q in _visible or q[0].isupper()]
     return parts or ["no code"]
 
 # %% ../nbs/13_results.ipynb #93627912
