@@ -120,7 +120,7 @@ def few_studies(monkeypatch):
 def test_training_from_studies_to_a_report(tmp_path, few_studies, decoder):
     "The whole path, not its quality."
     losses = train_captioner(tmp_path / "model", decoder=decoder, epochs=2, bs=16)
-    assert len(losses) == 2 and losses.valid_loss.iloc[1] < losses.valid_loss.iloc[0]
+    assert len(losses) == 2 and losses.train_loss.iloc[1] < losses.train_loss.iloc[0]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (config["decoder"], config["images"], config["split"], config["encoder"]) == (decoder, "phantom", "chen", "phantom")
     assert len(config["losses"]["valid_loss"]) == 2

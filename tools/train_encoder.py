@@ -1,11 +1,11 @@
 """Train the `phantom` weights: DenseNet-121 on simulated studies only, to predict the findings and to say where they are.
 
-    python tools/train_encoder.py render POOL            # simulate the bodies once (two processes)
-    torchrun --nproc_per_node 2 tools/train_encoder.py train POOL   # progressive resizing with fastai, a process a core, bfloat16
+    python tools/train_encoder.py render POOL            # simulate the bodies once (a process a core)
+    torchrun --nproc_per_node 3 tools/train_encoder.py train POOL   # progressive resizing with fastai, a process a core, bfloat16
     python tools/train_encoder.py test                   # AUROC of each finding on the simulated chen test split
 
-What the training of the shipped weights printed is in train_encoder.log. It starts from POOL/start.safetensors where there is such a file
-(weights of an earlier training), otherwise from nothing. Every body of the pool is drawn anew: its codes are those of a train study
+What the training of the shipped weights printed is in train_encoder.log. Where there is a POOL/start.safetensors (weights of an earlier
+training), it goes on from those, at the largest size; otherwise it starts from nothing. Every body of the pool is drawn anew: its codes are those of a train study
 (rare ones more often), its seed is not a study's.
 
 The network learns more than it is asked later. Beside each finding it learns the headings and qualifiers of its codes (a density or an
@@ -26,8 +26,8 @@ from xraycap.encoder import FindingNet, load_finding_net, save_encoder
 from xraycap.phantom import FINDINGS, finding_codes, mesh_findings, phantom
 from xraycap.reports import load_studies
 
-STUDIES = 7_000 # of the pool
-STAGES = [(128, 420, 16, 2e-3), (224, 560, 8, 1e-3)] # pixels a side, batches, batch size of a process, highest learning rate
+STUDIES = 14_000 # of the pool
+STAGES = [(128, 420, 16, 2e-3), (224, 1100, 8, 1e-3)] # pixels a side, batches, batch size of a process, highest learning rate
 PLACES = [{'right', 'left'}, {'apex', 'upper lobe', 'middle lobe', 'lingula', 'lower lobe', 'base', 'hilum', 'retrocardiac'}] # drawn where a code says nothing
 
 
@@ -76,7 +76,7 @@ def render(pool):
     train, val = (studies[studies.split == part].reset_index(drop=True) for part in ('train', 'val'))
     names = labels(train)
     (pool / 'labels.json').write_text(json.dumps(names))
-    with ProcessPoolExecutor(2) as ex:
+    with ProcessPoolExecutor() as ex:
         save(pool / 'val', list(zip(val.uid, val.mesh)), names, ex)
         save(pool / 'train', [(10**7 + i, train.mesh[r]) for i, r in enumerate(draw(train, names, STUDIES, 0))], names, ex)
 
@@ -187,13 +187,14 @@ def train(pool):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     bare, start = PlacedNet(len(json.loads((pool / 'labels.json').read_text()))), time.time()
-    if (pool / 'start.safetensors').exists(): bare.encoder.load_state_dict(load_finding_net(pool / 'start.safetensors')[0].encoder.state_dict())
+    earlier = (pool / 'start.safetensors').exists()
+    if earlier: bare.encoder.load_state_dict(load_finding_net(pool / 'start.safetensors')[0].encoder.state_dict())
     net = bare.to(memory_format=torch.channels_last)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         torch.distributed.init_process_group('gloo')
         net = nn.parallel.DistributedDataParallel(bare)
     rank = int(os.environ.get('RANK', 0))
-    for size, batches, bs, lr in STAGES:
+    for size, batches, bs, lr in STAGES[-1:] if earlier else STAGES:
         done = pool / f'stage{size}.pt'
         if done.exists(): bare.load_state_dict(torch.load(done, weights_only=True)); continue
         stage(net, pool, size, batches, bs, lr, start)

@@ -340,8 +340,8 @@ def _shoulders(b):
     return _join(*out)
 
 # %% ../nbs/03_phantom.ipynb #4df9a758
-def _vertebrae(b, spurs=0., discs=0.):
-    "Vertebral bodies with bright end plates, arches and spines along the spine; wear grows `spurs` at their edges and hardens what faces the `discs`"
+def _vertebrae(b, spurs=0., discs=0., low=-np.inf):
+    "Vertebral bodies with bright end plates, arches and spines along the spine; wear, above `low` cm, grows `spurs` at their edges and hardens what faces the `discs`"
     zz = np.arange(-21, 20, 2.45) * b.tall
     c = b.spine(zz)
     up = b.spine(zz + .5) - b.spine(zz - .5); up /= np.linalg.norm(up, axis=1, keepdims=True)
@@ -353,7 +353,7 @@ def _vertebrae(b, spurs=0., discs=0.):
         for dx in (-1., 0, 1.): parts.append(_beads(c + e * 1.0 * up + [dx, 0, 0], .14, 1.15, .12 * b.bone, up))
     for s in (-1, 1): parts.append(_beads(c + [s * 1.25, 0, .3] - 1.9 * fwd, .42, .42, .22 * b.bone, up))
     parts.append(_beads(c - 4.0 * fwd - .9 * up, 1.1, .38, .12 * b.bone, up - .2 * fwd))
-    spur = np.abs(np.sin(zz * 1.7 + 9 * b.age)) > .35
+    spur = (np.abs(np.sin(zz * 1.7 + 9 * b.age)) > .35) & (zz > low)
     if spurs:
         for s in (-1, 1):
             parts.append(_beads((c + [s * 2.25, .1, 0] + 1.15 * up + .5 * fwd)[spur], .75, .4, .4 * spurs, (s, 0, -.35)))
@@ -558,11 +558,11 @@ _device = {'Catheter', 'Pacemaker', 'Surgical Clips', 'Calcified Aorta', 'Spinal
 _whole, _shape = {'Hypoinflation', 'Hyperinflation'}, {'Cardiomegaly', 'Elevated Diaphragm', 'Scoliosis', 'Kyphosis'}
 
 def _wear(q):
-    "Strength of spurs and of worn discs: osteophytes are spurs, spondylosis is both, other degeneration is of the discs"
-    if q is None: return 0, 0
+    "Strength of spurs and of worn discs, and from which height up (cm): osteophytes are spurs, spondylosis is both, other degeneration is of the discs"
+    if q is None: return 0, 0, 0
     k = .8 if q & _slight else 1.35 if q & _severe else 1.15
     worn = bool(q & {'degenerative', 'Spondylosis'})
-    return k * (bool(q & {'Osteophyte', 'Spondylosis', 'Hyperostosis, Diffuse Idiopathic Skeletal'}) or .3), k * (worn or .2)
+    return k * (bool(q & {'Osteophyte', 'Spondylosis', 'Hyperostosis, Diffuse Idiopathic Skeletal'}) or .3), k * (worn or .2), -4. if q & {'Thoracic Vertebrae', 'thoracic vertebrae'} else -np.inf
 
 def _local(b, codes):
     "`{finding: beads}` and `{finding: solids that displace air}` of the findings that have a place"
@@ -586,10 +586,10 @@ def _local(b, codes):
             solids.setdefault(name, []).append(_solid((.8, -3.4, b.base + .6), (3.6 * k, 2.7, 3.3 * k)))
             beads.setdefault(name, []).append(_beads((.8, -3.4, b.base + 1.1), 1.6, 1.7, -.15))
         elif name == 'Tortuous Aorta':
-            zz = np.linspace(5.2, -7, 12); bulge = 1.1 + .7 * k * (.8 + .4 * rng.random())
-            solids.setdefault(name, []).extend([
-                _solid((1.7 + bulge * .45, -1.4, 5.2 * b.tall), (b.knob + .6 * k, 3.4, b.knob + .8 * k)),
-                _solid((1.6 + bulge, -4.4, -1.5), (1.8 * k, 1.9, 9)), _solid((-1.5 - .5 * k, 2.2, 2.2), (1.8 * k, 2, 6))])
+            bulge = 1.1 + .7 * k * (.8 + .4 * rng.random())
+            solids.setdefault(name, []).append(_solid((1.6 + bulge, -4.4, -1.5), (1.8 * k, 1.9, 9)))
+            if 'Aorta, Thoracic' not in q: solids[name].extend([ # the whole aorta, not its descending part alone
+                _solid((1.7 + bulge * .45, -1.4, 5.2 * b.tall), (b.knob + .6 * k, 3.4, b.knob + .8 * k)), _solid((-1.5 - .5 * k, 2.2, 2.2), (1.8 * k, 2, 6))])
     return {f: _join(*x) for f, x in beads.items()}, solids
 
 # %% ../nbs/03_phantom.ipynb #5d6cdc97
@@ -711,8 +711,8 @@ def phantom(
     rng = np.random.default_rng([uid, 4])
     width, height = rng.uniform(29.5, 36) * b.wide + .5 * b.fat, rng.uniform(33, 39) * b.tall
     center = rng.normal(0, .7, 2) + [0, -1.2 + rng.normal(0, .6)]
-    spurs, discs = _wear(found.get('Spine Degeneration'))
-    common = _join(_ribs(b), _soft(b), _vertebrae(b, spurs, discs))
+    wear = _wear(found.get('Spine Degeneration'))
+    common = _join(_ribs(b), _soft(b), _vertebrae(b, *wear))
     tree = _branches(b)
     views, masks = [], {name: [] for name in found}
     for name in ('frontal', 'lateral'):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['decoder_names', 'assets', 'model_files', 'score_card', 'check_out', 'save_model', 'find_model', 'load_model',
            'generate', 'describe', 'evaluate', 'studies_of', 'baselines', 'nearest', 'results_table',
-           'consensus_reports', 'BeamCIDEr', 'start_from_findings', 'train_captioner', 'paired_bootstrap',
-           'findings_table']
+           'consensus_reports', 'start_from_findings', 'train_captioner', 'paired_bootstrap', 'findings_table']
 
 # %% ../nbs/13_results.ipynb #5ef3a0e7
 import json
 import random
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.tracker import SaveModelCallback
-from fastai.learner import Metric
-from fastai.torch_core import set_seed
+from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -230,29 +229,18 @@ def consensus_reports(
     k:int=12, # nearest training studies (and those as near as the last) that have a say
     visible:bool=True, # compare only what a picture can show of the codes, and not, say, that there was an earlier film
 ) -> list: # of str, one of `texts` for each of `ask`
-    "The most typical of the reports on training studies with the nearest codes: the medoid by cosine of weighted 1- to 4-grams, not shorter than usual."
+    "The report on a training study with near codes that is most like the others (cosine of weighted 1- to 4-grams), not shorter than usual, and names the findings."
     by_code = TfidfVectorizer(analyzer=_visible_parts if visible else _code_parts, binary=True)
     known = by_code.fit_transform(mesh)
     words = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 4), lowercase=False, sublinear_tf=True).fit_transform(texts)
-    length, chosen = np.array([len(text.split()) for text in texts]), []
-    for near in (by_code.transform(ask) @ known.T).toarray():  # cosines with each training study
+    length, named, chosen = np.array([len(text.split()) for text in texts]), [label_findings(text) for text in texts], []
+    for near, want in zip((by_code.transform(ask) @ known.T).toarray(), map(mesh_findings, ask)):  # cosines with each training study; its findings
         group = np.flatnonzero(near >= np.sort(near)[-min(k, len(near))] - 1e-6)
         likeness = np.asarray(words[group] @ np.asarray(words[group].sum(0)).T).ravel()
         brevity = np.exp(np.minimum(0, 1 - np.median(length[group]) / length[group]))  # BLEU's penalty for a text shorter than usual
-        chosen.append(group[(likeness * brevity).argmax()])
+        truth = np.array([2 * len(want & named[i]) / (len(want) + len(named[i]) or 1) if want or named[i] else 1 for i in group])  # F1 of the findings named
+        chosen.append(group[(likeness * brevity * (.2 + truth)).argmax()])
     return [texts[i] for i in chosen]
-
-# %% ../nbs/13_results.ipynb #3de0fe26
-class BeamCIDEr(Metric):
-    "CIDEr of beam-searched reports (k = 3) for the validation studies, against the radiologists' own."
-    name = "cider"
-    def __init__(self, vocab, store, studies):
-        self.vocab, self.store, self.uids = vocab, store, list(studies.uid)
-        self.references = list(studies.findings.map(clean_chen))
-    def reset(self): pass
-    def accumulate(self, learn): self.model = learn.model
-    @property
-    def value(self): return cider(self.references, generate(self.model, self.vocab, self.store, self.uids))
 
 # %% ../nbs/13_results.ipynb #6974e6c4
 def start_from_findings(
@@ -272,6 +260,23 @@ def start_from_findings(
         layer.weight.data[rows] = w / evidence.std(0)[:, None]
         layer.bias.data[rows] = .5 - evidence.mean(0) / evidence.std(0)
 
+# %% ../nbs/13_results.ipynb #b5c0fee9
+@contextmanager
+def _on_all_devices(learn):
+    "fastai's distributed context where `accelerate launch` has started several processes; otherwise nothing."
+    if num_distrib() < 2:
+        yield
+        return
+    from fastai.distributed import DistributedDL  # takes accelerate, which is there: it has started us
+    def broadcast(self, idxs, rank):  # fastai's own knows GPUs only
+        idxs = torch.tensor(idxs, device=self.device)
+        torch.distributed.broadcast(idxs, rank)
+        return idxs.tolist()
+    DistributedDL._broadcast = broadcast
+    with learn.distrib_ctx(sync_bn=False):
+        yield
+        if rank_distrib(): distrib_barrier()  # the first process waits for the others before it loads its best epoch
+
 # %% ../nbs/13_results.ipynb #5577d6d4
 def train_captioner(
     out:str|Path, # folder of the model to write
@@ -279,17 +284,17 @@ def train_captioner(
     images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     encoder:str="phantom", # weights of the encoder
-    epochs:int=14, # the best of them is kept
+    epochs:int=14, # that of lowest validation loss is kept
     lr:float=2e-3, # highest learning rate of the one-cycle schedule
-    bs:int=32, # studies in a batch
+    bs:int=32, # studies in a batch; `accelerate launch` shares them among its processes
     min_count:int=3, # a word must occur this often in the training reports
     consensus:int=12, # studies that agree on a report to learn (`consensus_reports`); 0, or no study has a MeSH code: each its own report
     seed:int=0, # of everything random
     dropout:float=.3, # of the decoder
     bodies:int=2, # of each training study with simulated images: the same codes in so many different patients
     **kwargs, # more arguments of the decoder, such as hidden
-) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss, accuracy, perplexity, cider
-    "Train a decoder on stored features and save the epoch of best validation CIDEr as a model folder. Raises `ValueError` for an unknown decoder."
+) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss (nats a word), accuracy, perplexity
+    "Train a decoder on stored features and save the epoch of lowest validation loss as a model folder. Raises `ValueError` for an unknown decoder."
     if decoder not in decoder_names: raise ValueError(f"There is no decoder '{decoder}': choose one of {', '.join(decoder_names)}.")
     check_out(out)
     studies = load_studies(images, split)
@@ -308,12 +313,12 @@ def train_captioner(
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
     if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, np.stack([store[u] for u in train.uid[:100]]))
     with TemporaryDirectory() as tmp:
-        learn = caption_learner(caption_dls(studies, store, vocab, bs=bs, pooled=model.pooled), model, lr=lr)
-        learn.path, learn.metrics = Path(tmp), [*learn.metrics, BeamCIDEr(vocab, store, val)]
-        learn.fit_one_cycle(epochs, cbs=SaveModelCallback(monitor="cider", comp=np.greater, fname="best"))
+        learn = caption_learner(caption_dls(studies, store, vocab, bs=bs // max(1, num_distrib()), pooled=model.pooled), model, lr=lr)
+        learn.path = Path(tmp)
+        with _on_all_devices(learn): learn.fit_one_cycle(epochs, cbs=[] if rank_distrib() else SaveModelCallback(fname="best"))
     losses = pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
     about = dict(encoder=str(encoder), images=source, split=split, seed=seed, losses=losses.round(4).to_dict("list"))
-    save_model(out, model.cpu(), vocab, about)
+    if not rank_distrib(): save_model(out, model.cpu(), vocab, about)
     return losses
 
 # %% ../nbs/13_results.ipynb #b11d0a18
