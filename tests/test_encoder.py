@@ -16,12 +16,15 @@ import pandas as pd
 import pytest
 import torch
 import torchxrayvision as xrv
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import densenet121
 
 from xraycap import encoder as enc
 from xraycap.encoder import CheXNet, FeatureStore, FindingNet, fused, load_finding_net, load_weights, save_encoder, store_features
+from xraycap.phantom import FINDINGS, mesh_findings
+from xraycap.radiographs import open_radiograph, square
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
 MEAN, STD = (torch.tensor(o).view(3, 1, 1) for o in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -294,13 +297,28 @@ def test_finding_net_trains():
     assert all(p.grad is not None for p in net.parameters())
 
 
-def test_fused_is_the_same_function():
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("grey", [True, False])
+def test_fused_is_the_same_function(onednn, grey, monkeypatch):
     net = seen_net(1).encoder
+    if grey: net.features.conv0, net.mean, net.std = nn.Conv2d(1, 64, 7, 2, 3, bias=False), torch.full((1, 1, 1), 127.5), torch.full((1, 1, 1), 0.125)
+    if grey: seen(net, net.prepare(IMAGES))
+    with torch.no_grad():  # scales of all signs, and dead channels
+        for name, p in net.named_parameters():
+            if "norm" in name and name.endswith("weight"): p[::5] *= -1; p[1::7] = 0; p[2::11] = 1e-30
     before = {k: v.clone() for k, v in net.state_dict().items()}
+    def absent(*_): raise AttributeError
+    if not onednn: monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", absent)
     fast = fused(net)
-    with torch.no_grad(): agree(fast.spatial(IMAGES), net.spatial(IMAGES))
-    assert sum(isinstance(m, nn.Identity) for m in fast.modules()) == 59
+    monkeypatch.undo()
+    assert (fast.blocks[0][0][1].packed is not None) == (onednn and torch.backends.mkldnn.is_available())
+    for images in (IMAGES, torch.cat([IMAGES, 255 - IMAGES]), IMAGES[:1, :, :32], IMAGES.repeat(1, 2, 3)):
+        with torch.no_grad():
+            want = net.spatial(images)
+            agree(fast.spatial(images), want, 1e-5)
+            torch.testing.assert_close(fast.pooled(images), want.mean(1), atol=1e-5 * want.max().item(), rtol=1e-5)
     assert all((before[k] == v).all() for k, v in net.state_dict().items())
+    with pytest.raises(ValueError, match="expected uint8"): fast(net.prepare(IMAGES))
 
 
 # The store
@@ -311,27 +329,39 @@ def fake_views(study, size=224):
 
 
 class Cheap(CheXNet):
-    "An encoder fast enough for many studies: one convolution. It counts the images it gets."
-    images = 0
-
+    "An encoder fast enough for many studies: one convolution."
     def __init__(self, seed=0):
         super().__init__(None)
         torch.manual_seed(seed)
         self.features = nn.Conv2d(3, 1024, 32, stride=32)
 
+
+class Counted:
+    "What stands for `fused` of a Cheap: it counts the images it gets."
+    images = 0
+    def __init__(self, encoder): self.encoder = encoder
+
     def spatial(self, x):
-        Cheap.images += len(x)
-        return super().spatial(x)
+        Counted.images += len(x)
+        return self.encoder.spatial(x)
 
 
 def table(uids, images="phantom"):
-    studies = pd.DataFrame({"uid": uids, "mesh": [[] for _ in uids]})
+    studies = pd.DataFrame({"uid": uids, "frontal": [f"phantom-{u}-frontal" for u in uids], "mesh": [[] for _ in uids]})
     studies.attrs["images"] = images
     return studies
 
 
+def encoded(studies, folder):
+    "The store, and how many studies were encoded for it."
+    Counted.images = 0
+    return store_features(studies, Cheap(), folder), Counted.images // 2
+
+
 @pytest.fixture
-def views(monkeypatch): monkeypatch.setattr(enc, "study_views", fake_views)
+def views(monkeypatch):
+    monkeypatch.setattr(enc, "study_views", fake_views)
+    monkeypatch.setattr(enc, "fused", lambda net: Counted(net) if isinstance(net, Cheap) else fused(net))
 
 
 def test_store_holds_frontal_then_lateral(views, tmp_path):
@@ -358,12 +388,17 @@ def test_writing_into_an_array_leaves_the_file_alone(views, tmp_path):
 
 
 def test_only_new_studies_are_encoded(views, tmp_path):
-    counts = []
-    for uids in ([1, 2, 3], [3, 1], [5, 2, 4], [1, 2, 3, 4, 5]):
-        Cheap.images = 0
-        store_features(table(uids), Cheap(), tmp_path)
-        counts.append(Cheap.images // 2)
-    assert counts == [3, 0, 2, 0]
+    assert [encoded(table(uids), tmp_path)[1] for uids in ([1, 2, 3], [3, 1], [5, 2, 4], [1, 2, 3, 4, 5])] == [3, 0, 2, 0]
+
+
+def test_two_batches_ahead_and_in_order(views, monkeypatch):
+    begun = []
+    monkeypatch.setattr(enc, "study_views", lambda study, size: begun.append(study.uid) or fake_views(study))
+    uids = list(range(11))
+    for i, (part, views) in enumerate(enc._batches(table(uids), 2)):
+        assert [o.uid for o in part] == uids[2 * i:2 * i + 2] and len(begun) <= 2 * (i + 3)
+        np.testing.assert_array_equal(views, [fake_views(o) for o in part])
+    assert sorted(begun) == uids
 
 
 def test_weights_and_image_source_have_their_own_store(views, tmp_path):
@@ -372,22 +407,88 @@ def test_weights_and_image_source_have_their_own_store(views, tmp_path):
     assert len({a.path, b.path, c.path}) == 3 and not np.array_equal(a[1], b[1])
 
 
-def test_changed_images_are_encoded_again(views, tmp_path, monkeypatch):
-    old_store = store_features(table([1, 2]), Cheap(), tmp_path)
-    before = old_store[1].copy()
-    monkeypatch.setattr(enc, "study_views", lambda study, size=224: tuple(255 - o for o in fake_views(study)))
-    new = store_features(table([1, 2]), Cheap(), tmp_path)
-    assert new.path == old_store.path and not np.array_equal(new[1], before)
-    np.testing.assert_array_equal(old_store[1], before)  # who has the old file open keeps it
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    "Three studies of two files each."
+    monkeypatch.setattr(enc, "fused", Counted)
+    studies = table([1, 2, 3], "openi").assign(lateral="")
+    for i, study in studies.iterrows():
+        for view in ("frontal", "lateral"):
+            studies.loc[i, view] = str(tmp_path / f"{study.uid}-{view}.png")
+            paint(studies.loc[i, view], 10 * study.uid)
+    return studies
 
 
-def test_stopped_while_starting_over(views, tmp_path, monkeypatch):
-    before = store_features(table([1, 2]), Cheap(), tmp_path)[1].copy()
-    monkeypatch.setattr(enc, "study_views", lambda study, size=224: tuple(255 - o for o in fake_views(study)))
+def paint(path, grey): Image.fromarray(np.random.default_rng(grey).integers(0, 256, (300, 224), dtype=np.uint8)).save(path)
+
+
+def test_only_changed_images_are_encoded_again(files, tmp_path):
+    old, n = encoded(files, tmp_path / "store")
+    before = old[[1, 2, 3]].copy()
+    assert n == 3 and encoded(files, tmp_path / "store")[1] == 0
+    paint(files.lateral[1], 7)
+    new, n = encoded(files, tmp_path / "store")
+    assert n == 1 and new.path == old.path and len(new) == 3
+    np.testing.assert_array_equal(new[[1, 3]], before[[0, 2]])
+    np.testing.assert_array_equal(new[2][:49], before[1][:49])
+    want = Cheap().spatial(torch.tensor(square(open_radiograph(files.lateral[1])))[None])[0]
+    agree(torch.from_numpy(new[2][49:]).float(), want.detach(), 2e-3)
+    np.testing.assert_array_equal(old[[1, 2, 3]], before)  # who has the old file open keeps it
+    assert encoded(files, tmp_path / "store")[1] == 0
+    paint(files.frontal[0], 8)
+    assert encoded(files[1:], tmp_path / "store")[1] == 0 and encoded(files, tmp_path / "store")[1] == 1
+
+
+def test_same_name_size_other_time(files, tmp_path):
+    encoded(files, tmp_path / "store")
+    os.utime(files.frontal[2], (1, 1))
+    assert encoded(files, tmp_path / "store")[1] == 1
+
+
+def test_all_changed_starts_anew(files, tmp_path):
+    size = encoded(files, tmp_path / "store")[0].path.stat().st_size
+    for path in [*files.frontal, *files.lateral]: paint(path, 99)
+    store, n = encoded(files, tmp_path / "store")
+    assert n == 3 and store.path.stat().st_size == size
+
+
+def test_changed_codes_and_another_phantom(views, tmp_path, monkeypatch):
+    studies = table([1, 2])
+    encoded(studies, tmp_path)
+    studies.at[1, "mesh"] = ["Cardiomegaly/mild"]
+    assert encoded(studies, tmp_path)[1] == 1
+    enc._phantom_version.cache_clear()
     with monkeypatch.context() as m:
-        m.setattr(Cheap, "spatial", lambda self, x: 1 / 0)
-        with pytest.raises(ZeroDivisionError): store_features(table([1, 2]), Cheap(), tmp_path)
-    assert not np.array_equal(store_features(table([1, 2]), Cheap(), tmp_path)[1], before)
+        m.setattr(enc, "phantom", lambda *args: [np.zeros((224, 224), np.uint8)] * 2)
+        assert encoded(studies, tmp_path)[1] == 2
+    enc._phantom_version.cache_clear()
+
+
+def test_phantom_version_has_every_finding(): assert mesh_findings(enc._EVERYTHING) == set(FINDINGS)
+
+
+def test_a_vanished_file_is_named(files, tmp_path):
+    encoded(files, tmp_path / "store")
+    os.unlink(files.frontal[1])
+    with pytest.raises(FileNotFoundError, match=re.escape(files.frontal[1])): encoded(files, tmp_path / "store")
+    assert encoded(files[files.uid != 2], tmp_path / "store")[1] == 0
+
+
+def test_stopped_while_encoding_changed_images(files, tmp_path, monkeypatch):
+    before = encoded(files, tmp_path / "store")[0][[1, 2, 3]].copy()
+    for path in [*files.frontal, *files.lateral]: paint(path, 99)
+    with monkeypatch.context() as m:
+        m.setattr(Counted, "spatial", lambda self, x: 1 / 0)
+        with pytest.raises(ZeroDivisionError): encoded(files, tmp_path / "store")
+    store, n = encoded(files, tmp_path / "store")
+    assert n == 3 and not any(np.array_equal(store[u], b) for u, b in zip([1, 2, 3], before))
+
+
+def test_a_store_of_an_earlier_version_is_made_again(views, tmp_path):
+    store = encoded(table([1, 2]), tmp_path)[0]
+    index = store.path.with_suffix(".json")
+    index.write_text(json.dumps({"rows": store.rows, "pixels": {"1": 5, "2": 6}}))
+    assert encoded(table([1]), tmp_path)[1] == 1 and len(FeatureStore(store.path)) == 1
 
 
 def test_a_shortened_file_is_filled_again(views, tmp_path):
@@ -408,11 +509,11 @@ def test_no_study(views, tmp_path):
 FILL = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from test_encoder import Cheap, fake_views, table, enc
+from test_encoder import Cheap, Counted, fake_views, table, enc
 def slow_views(study, size=224):
     time.sleep(.05)
     return fake_views(study, size)
-enc.study_views = slow_views
+enc.study_views, enc.fused = slow_views, Counted
 enc.store_features(table(list(range(40))), Cheap(), sys.argv[2], bs=4)
 """
 

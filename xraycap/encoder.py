@@ -6,7 +6,6 @@
 __all__ = ['CheXNet', 'load_weights', 'FindingNet', 'save_encoder', 'load_finding_net', 'fused', 'FeatureStore', 'store_features']
 
 # %% ../nbs/06_encoder.ipynb #e0f200c4
-import copy
 import hashlib
 import json
 import os
@@ -14,9 +13,11 @@ import pickle
 import re
 import warnings
 import zlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -24,10 +25,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import DenseNet121_Weights, densenet121
 from tqdm.auto import tqdm
-from .phantom import study_views
+from .phantom import phantom, study_views
 from .reports import DOWNLOADS, cache_dir, fetch
 
 # %% ../nbs/06_encoder.ipynb #5937d3e7
@@ -286,18 +286,101 @@ def load_finding_net(
     net.load_state_dict({f"encoder.{k}": v for k, v in features.items()} | head, strict=False)
     return net.eval(), findings
 
-# %% ../nbs/06_encoder.ipynb #c419fad5
+# %% ../nbs/06_encoder.ipynb #a10ac731
+def _scale_shift(norm):
+    "The constants of a batch norm in evaluation mode, which is a * x + b: a and b, each (C,)"
+    a = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+    return a, norm.bias.detach() - a * norm.running_mean
+
+def _folded(conv, norm):
+    "Weight and bias of the convolution that does `conv`, then `norm`."
+    a, b = _scale_shift(norm)
+    return conv.weight.detach() * a[:, None, None, None], b
+
+# %% ../nbs/06_encoder.ipynb #de14e57f
+def _clamped(norm, conv):
+    "(low, high), weight, bias: conv(relu(norm(x))) is the convolution of x.clamp(low, high) by this weight (1 by 1) and bias."
+    a, b = _scale_shift(norm)
+    weight, dead = conv.weight.detach(), a.abs() < 1e-20  # a dead channel gives relu(b) everywhere
+    bound, inf = torch.where(dead, 0, -b / a), torch.full_like(a, torch.inf)
+    bounds = torch.where(a > 0, bound, -inf), torch.where(a < 0, bound, inf)
+    bounds = tuple(torch.where(dead, 0, o) for o in bounds)
+    return bounds, weight * a[:, None, None], weight.flatten(1) @ torch.where(dead, b.relu(), b)
+
+# %% ../nbs/06_encoder.ipynb #6a0f9ee2
+class _Conv:
+    "A convolution padded by half its width, with bias and ReLU in the same pass where oneDNN is."
+    def __init__(self, weight, bias=None, relu=False, stride=1):
+        self.weight, self.bias, self.relu = weight.contiguous(memory_format=torch.channels_last), bias, relu
+        self.how = [weight.shape[-1] // 2] * 2, [stride] * 2, [1, 1], 1  # padding, stride, dilation, groups
+        try: self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, None)
+        except (AttributeError, RuntimeError): self.packed = None
+
+    def __call__(self, x):
+        if self.packed is not None:
+            return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.how, "relu" if self.relu else "none", [], "")
+        y = nn.functional.conv2d(x, self.weight, self.bias, padding=self.how[0], stride=self.how[1]).contiguous(memory_format=torch.channels_last)
+        return y.relu_() if self.relu else y
+
+# %% ../nbs/06_encoder.ipynb #34e533d4
+class _Fused(CheXNet):
+    "What `fused` returns."
+    def __init__(self, encoder):
+        nn.Module.__init__(self)
+        net = encoder.features
+        weight, bias = _folded(net.conv0, net.norm0)
+        self.grey = _Conv((weight / encoder.std).sum(1, keepdim=True), stride=2)
+        self.subtract = _Conv(-(weight * encoder.mean / encoder.std).sum(1, keepdim=True), bias, stride=2)
+        self.constant = {}  # by image size
+        self.blocks, self.transitions = [], []
+        for i in range(1, 5):
+            self.blocks.append([])
+            for layer in getattr(net, f"denseblock{i}").children():
+                bounds, weight, bias = _clamped(layer.norm1, layer.conv1)
+                a, b = _scale_shift(layer.norm2)
+                first = _Conv(weight * a[:, None, None, None], bias * a + b, relu=True)
+                self.blocks[-1].append((bounds, first, _Conv(layer.conv2.weight.detach())))
+            if i < 4:
+                transition = getattr(net, f"transition{i}")
+                bounds, *rest = _clamped(transition.norm, transition.conv)
+                self.transitions.append((bounds, _Conv(*rest)))
+        self.last = _scale_shift(net.norm5)
+
+    def forward(self, x):
+        if x.dtype != torch.uint8 or x.ndim != 3: raise ValueError(f"expected uint8 (B,H,W), not {x.dtype} {tuple(x.shape)}")
+        return torch.cat([self._forward(part) for part in x.split(4 if x.device.type == "cpu" else len(x))])
+
+    def _forward(self, x):
+        y = self._stem(x[..., None].float().permute(0, 3, 1, 2))  # b h w 1 -> b 1 h w, channels last in memory
+        for layers, transition in zip(self.blocks, self.transitions): y = self._transition(self._block(y, layers), *transition)
+        a, b = self.last
+        return torch.addcmul(b, self._block(y, self.blocks[-1]), a).relu_().permute(0, 3, 1, 2)
+
+    def _stem(self, x):
+        size = x.shape[2:]
+        if size not in self.constant: self.constant[size] = self.subtract(torch.ones_like(x[:1]))
+        return nn.functional.max_pool2d(self.grey(x).add_(self.constant[size]), 3, 2, 1).relu_()
+
+    def _block(self, y, layers):
+        b, k, h, w = y.shape
+        maps = y.new_empty(b, h, w, k + 32 * len(layers))
+        maps[..., :k] = y.permute(0, 2, 3, 1)
+        for bounds, first, second in layers:
+            z = maps[..., :k].clamp(*bounds).permute(0, 3, 1, 2)
+            maps[..., k:k + 32] = second(first(z)).permute(0, 2, 3, 1)
+            k += 32
+        return maps
+
+    def _transition(self, maps, bounds, conv): return conv(nn.functional.avg_pool2d(maps.clamp(*bounds).permute(0, 3, 1, 2), 2))
+
+# %% ../nbs/06_encoder.ipynb #34738eaa
 def fused(
-    encoder,  # CheXNet; it stays as it is
+    encoder,  # CheXNet in evaluation mode; it stays as it is
 ):
-    "A faster copy for inference: norms that follow a convolution folded into it, channels last in memory."
-    fast = copy.deepcopy(encoder).eval().requires_grad_(False)
-    for module in fast.modules():
-        for conv, norm in (("conv0", "norm0"), ("conv1", "norm2")):
-            if hasattr(module, norm) and hasattr(module, conv):
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-                setattr(module, norm, nn.Identity())
-    return fast.to(memory_format=torch.channels_last)
+    """The same function, faster, for uint8 (B,H,W) only and without gradients: has `.spatial` and `.pooled` as `CheXNet` has.
+
+    Its features differ from the encoder's by rounding."""
+    return _Fused(encoder)
 
 # %% ../nbs/06_encoder.ipynb #3063bf33
 class FeatureStore:
@@ -310,7 +393,7 @@ class FeatureStore:
         index = self.path.with_suffix(".json")
         if not index.exists(): raise FileNotFoundError(f"There is no feature store {self.path}: make it with store_features.")
         self.rows = {int(uid): row for uid, row in json.loads(index.read_text())["rows"].items()}
-        shape = (len(self.rows), 98, 1024)
+        shape = (_end(self.rows), 98, 1024)
         # "c": torch gets arrays it may write to, and nothing is ever written to the file
         self.data = np.memmap(self.path, np.float16, "c", shape=shape) if self.rows else np.empty(shape, np.float16)
 
@@ -324,6 +407,10 @@ class FeatureStore:
     def __contains__(self, uid): return uid in self.rows
     def __len__(self): return len(self.rows)
 
+def _end(rows):
+    "The number of rows in the file of a store with these {uid: row}."
+    return max(rows.values(), default=-1) + 1
+
 # %% ../nbs/06_encoder.ipynb #43c3ca80
 def _digest(encoder):
     "Eight hex digits that change with any of the encoder's weights."
@@ -333,18 +420,39 @@ def _digest(encoder):
     return sha.hexdigest()[:8]
 
 # %% ../nbs/06_encoder.ipynb #8653b884
-def _views(studies):
-    "Both views of each study: uint8 (n,2,224,224)"
-    return np.stack([np.stack(study_views(study, 224)) for _, study in studies.iterrows()])
+_EVERYTHING = (
+    "Cardiomegaly/severe; Opacity/lung/base/left; Pulmonary Atelectasis/middle lobe/right; Calcified Granuloma/lung/upper lobe/right; "
+    "Calcinosis/lung/hilum/lymph nodes; Lung/hypoinflation; Lung/hyperdistention; Osteophyte/thoracic vertebrae; Cicatrix/lung/apex/left; "
+    "Aorta/tortuous; Atherosclerosis/aorta; Markings/bronchovascular; Pleural Effusion/right/large; Costophrenic Angle/left/blunted; "
+    "Diaphragm/right/elevated; Catheters, Indwelling/right; Airspace Disease/lung/lower lobe/left; Fractures, Bone/ribs/right; Nodule/lung; "
+    "Implanted Medical Device/left; Surgical Instruments/right; Scoliosis/thoracic vertebrae/right; Kyphosis; Pulmonary Congestion; "
+    "Hernia, Hiatal; Thickening/pleura/apex/left; Pneumothorax/left/small; Spinal Fusion").split("; ")
 
+@lru_cache
+def _phantom_version():
+    "A checksum of two simulated bodies, one well and one with every finding: another phantom draws them otherwise."
+    return zlib.crc32(np.stack([phantom(1)[:2], phantom(2, _EVERYTHING)[:2]]))
+
+def _seen(
+    study,  # a row of `load_studies`
+):
+    "A checksum that changes when the study's images do (for files: when a name, a size or a time of change does)"
+    if str(study.frontal).startswith("phantom-"): facts = _phantom_version(), list(study.mesh)
+    else: facts = [(Path(o).name, os.stat(o).st_size, os.stat(o).st_mtime_ns) for o in (study.frontal, study.lateral) if os.path.exists(o)]
+    return zlib.crc32(repr(facts).encode())
+
+# %% ../nbs/06_encoder.ipynb #12ab9ac9
 def _batches(studies, bs):
-    "(uids, views) of `bs` studies at a time; the next batch is rendered meanwhile."
-    parts = [studies.iloc[i:i + bs] for i in range(0, len(studies), bs)]
-    with ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(_views, part) for part in parts[:1]]
-        for i, part in enumerate(parts):
-            coming += [pool.submit(_views, part) for part in parts[i + 1:i + 2]]
-            yield part.uid.tolist(), coming.pop(0).result()
+    "(`bs` rows of `studies`, uint8 views (bs,2,224,224)); the next two batches are read or simulated meanwhile."
+    rows = list(studies.itertuples())
+    parts = iter([rows[i:i + bs] for i in range(0, len(rows), bs)])
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        begin = lambda n: [(part, [pool.submit(study_views, study, 224) for study in part]) for part in islice(parts, n)]
+        coming = deque(begin(2))
+        while coming:
+            part, views = coming.popleft()
+            coming.extend(begin(1))
+            yield part, np.stack([view.result() for view in views])
 
 # %% ../nbs/06_encoder.ipynb #d6b74437
 try: import fcntl
@@ -353,34 +461,35 @@ except ImportError: fcntl = None  # Windows: there, do not fill one store from t
 # %% ../nbs/06_encoder.ipynb #0f102e24
 _ROW = 98 * 1024 * 2  # bytes of one study
 
-def _index_of(path, studies):
-    "What a store already holds; nothing, if its file is too short or the pixels of one of its studies have changed since."
+def _index_of(path, seen):
+    "The index of a store, {'rows': {uid: row}, 'seen': {uid: checksum}}; empty, and no file, if all of it is older than the images now `seen`."
     index = path.with_suffix(".json")
-    held = json.loads(index.read_text()) if index.exists() else {"rows": {}, "pixels": {}}
-    whole = path.exists() and path.stat().st_size >= len(held["rows"]) * _ROW
-    known = studies[studies.uid.astype(str).isin(held["rows"])][:1]
-    if whole and (known.empty or zlib.crc32(_views(known)) == held["pixels"][str(known.uid.iloc[0])]): return held
+    held = json.loads(index.read_text()) if index.exists() else {}
+    rows = held.get("rows", {})
+    whole = "seen" in held and path.exists() and path.stat().st_size >= _end(rows) * _ROW
+    if whole and any(seen.get(uid, held["seen"][uid]) == held["seen"][uid] for uid in rows): return held
     index.unlink(missing_ok=True)  # the index first: it must never name what is not there
     path.unlink(missing_ok=True)  # who has the old file open keeps it
-    return {"rows": {}, "pixels": {}}
+    return {"rows": {}, "seen": {}}
 
-def _fill(path, held, studies, encoder, bs):
+def _fill(path, held, seen, studies, encoder, bs):
     "Encode `studies` into the rows after those that `held` names."
-    todo = studies[~studies.uid.astype(str).isin(held["rows"])]
     fast, new_index = fused(encoder), path.with_suffix(".json.part")
-    with open(path, "r+b" if held["rows"] else "wb") as f, tqdm(total=len(todo), unit=" studies") as bar:
-        f.seek(len(held["rows"]) * _ROW)
-        for uids, views in _batches(todo, bs):
+    with open(path, "r+b" if held["rows"] else "wb") as f, tqdm(total=len(studies), unit=" studies") as bar:
+        end = _end(held["rows"])
+        f.seek(end * _ROW)
+        for part, views in _batches(studies, bs):
             x = torch.from_numpy(views).flatten(0, 1).to(encoder.mean.device)
-            with torch.inference_mode(): y = fast.spatial(x).half().reshape(len(uids), 98, 1024)  # (n v) p c -> n (v p) c
+            with torch.inference_mode(): y = fast.spatial(x).half().reshape(len(part), 98, 1024)  # (n v) p c -> n (v p) c
             f.write(y.cpu().numpy().tobytes())
             f.flush()
-            for uid, pixels in zip(uids, views):
-                held["rows"][str(uid)] = len(held["rows"])
-                held["pixels"][str(uid)] = zlib.crc32(pixels)
+            uids = [str(study.uid) for study in part]
+            held["rows"].update(zip(uids, range(end, end + len(uids))))
+            held["seen"].update((uid, seen[uid]) for uid in uids)
+            end += len(uids)
             new_index.write_text(json.dumps(held))
             os.replace(new_index, path.with_suffix(".json"))
-            bar.update(len(uids))
+            bar.update(len(part))
 
 # %% ../nbs/06_encoder.ipynb #b50bb7da
 def store_features(
@@ -389,7 +498,7 @@ def store_features(
     path=None,  # folder; None: `features` in the cache folder
     bs=16,  # studies at a time
 ):
-    "A FeatureStore with all of `studies`; those that it holds already are not encoded again. Raises ValueError if there is no study."
+    "A FeatureStore with all of `studies`; only new and changed images are encoded. Raises ValueError if there is no study."
     if studies.empty: raise ValueError("There is no study in the table, so there are no features to store.")
     folder = Path(path) if path else cache_dir()/"features"
     folder.mkdir(parents=True, exist_ok=True)
@@ -397,6 +506,8 @@ def store_features(
     file = folder/f"{source}-{_digest(encoder)}.f16"
     with open(file.with_suffix(".lock"), "w") as lock:
         if fcntl: fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the work done
-        held = _index_of(file, studies)
-        if not studies.uid.astype(str).isin(held["rows"]).all(): _fill(file, held, studies, encoder, bs)
+        seen = {str(study.uid): _seen(study) for study in studies.itertuples()}
+        held = _index_of(file, seen)
+        todo = studies[[held["seen"].get(uid) != seen[uid] for uid in studies.uid.astype(str)]]
+        if len(todo): _fill(file, held, seen, todo, encoder, bs)
     return FeatureStore(file)
