@@ -10,9 +10,10 @@ report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.
 	@$(BIN)/xraycap report $(IMAGES)
 
 test: .venv/.dev  ## modules in step with the notebooks, then every notebook, then tests/
+	tools/chromium.sh
 	tools/in_sync.sh
 	$(BIN)/nbdev_test --n_workers 2 --do_print
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q -rs tests
 
 test-slow: .venv/.dev  ## the slow cells and the slow tests too
 	$(BIN)/nbdev_test --n_workers 1 --do_print --flags slow
@@ -27,10 +28,11 @@ refresh: .venv/.dev  ## run NB="nbs/04_text.ipynb ..." as the tests do and keep 
 	FLAGS="$(FLAGS)" $(BIN)/python tools/refresh_outputs.py $(NB)
 
 docs: .venv/.dev  ## the site, in _docs/
+	rm -rf _proc
 	$(TOOLS_FIRST) nbdev_docs
 
-bench: .venv/.dev  ## simulated images a second on one core
-	$(BIN)/python bench/phantom.py
+bench: .venv/.dev  ## speed beside others' and the machine's limit: a table, and bench/results.json (PARTS="search start" for some)
+	$(BIN)/python -m bench $(PARTS)
 
 dist: .venv/.dev  ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --quiet

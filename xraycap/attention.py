@@ -14,6 +14,16 @@ from torch import nn
 from .lstm import frozen_embedding
 
 # %% ../nbs/09_attention.ipynb #cbb09064
+def _attend(
+    query,  # (B, k, size) 2 W h of each hypothesis
+    keys,  # (B, P, size)
+    annotations,  # (B, P, hidden)
+    v,  # (size,) 2 v
+):  # contexts (B, k, hidden) and weights (B, k, P)
+    half = (query[:, :, None] + keys[:, None]).sigmoid_()  # b k 1 s + b 1 p s; tanh(x) = 2 sigmoid(2 x) - 1
+    weights = (half @ v).softmax(-1)  # b k p; the -1 moves all places alike, which softmax does not see
+    return weights @ annotations, weights
+
 class BahdanauAttention(nn.Module):
     "Additive attention: a small network scores each place from the decoder's state and the place's key."
 
@@ -40,10 +50,10 @@ class BahdanauAttention(nn.Module):
     ):  # contexts (N, hidden) and weights (N, P)
         "e_i = v . tanh(W h + U a_i), weights = softmax(e), context = sum of weights_i a_i."
         query = 2 * self.W(h).unflatten(0, (len(keys), -1))  # (b k) s -> b k s
-        half = (query[:, :, None] + keys[:, None]).sigmoid_()  # b k 1 s + b 1 p s; tanh(x) = 2 sigmoid(2 x) - 1
-        e = 2 * self.v(half).squeeze(-1)  # b k p; the -1 moves all places alike, which softmax does not see
-        weights = e.softmax(-1)
-        return (weights @ annotations).flatten(0, 1), weights.flatten(0, 1)
+        some = max(1, 2**18 // (query.shape[1] * keys[0].numel())) if keys.device.type == 'cpu' else len(keys)  # studies: 1 MiB of sums
+        v = 2 * self.v.weight[0]
+        parts = [_attend(*part, v) for part in zip(query.split(some), keys.split(some), annotations.split(some))]
+        return tuple((torch.cat(x) if len(x) > 1 else x[0]).flatten(0, 1) for x in zip(*parts))
 
 # %% ../nbs/09_attention.ipynb #c10be4d3
 def gru_step(
