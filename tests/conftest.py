@@ -1,4 +1,6 @@
-"What all tests share: tests marked `slow` run only with `pytest --slow`."
+"What all tests share: tests marked `slow` run only with `pytest --slow`; `browser` is Chromium."
+import shutil
+
 import pytest
 
 
@@ -12,3 +14,17 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--slow"): return
     for item in items:
         if "slow" in item.keywords: item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="module")  # not longer: while it is open, asyncio.run fails in the tests of the same process
+def browser():
+    "Headless Chromium, driven by Playwright: `browser.new_page(viewport=dict(width=390, height=844))`."
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None: pytest.skip("there is no Chromium: tools/chromium.sh installs it where it may")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=path, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"])
+        yield chromium
+        chromium.close()

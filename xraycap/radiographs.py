@@ -40,25 +40,25 @@ def _grey(
 MIN_SIDE, MAX_PIXELS = 32, 80_000_000
 
 # %% ../nbs/02_radiographs.ipynb #0bac1f72
-def _check_size(path, width, height):
+def _check_size(path, width, height, max_pixels=MAX_PIXELS):
     "Raises `ValueError` for a picture too small to show anything or too large to be a radiograph"
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{path} is only {width} x {height} pixels: a radiograph needs at least {MIN_SIDE} on each side.")
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ValueError(f"{path} says it is {width:,} x {height:,} pixels, more than any radiograph has: make it smaller.")
 
-def _open_picture(path):
+def _open_picture(path, max_pixels):
     "A PNG or JPEG -> PIL image, mode 'L'"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning) # we have our own limit
             image = Image.open(path, formats=["PNG", "JPEG"])
     except Image.DecompressionBombError:
-        raise ValueError(f"{path} says it has over {MAX_PIXELS:,} pixels, more than any radiograph has: make it smaller.") from None
+        raise ValueError(f"{path} says it has over {max_pixels:,} pixels, more than any radiograph has: make it smaller.") from None
     except Exception: # whatever Pillow's parsers stumble over
         raise ValueError(f"{path} is not a PNG, JPEG or DICOM file: save the radiograph as one of these.") from None
     with image:
-        _check_size(path, *image.size)
+        _check_size(path, *image.size, max_pixels)
         try: return _grey(image)
         except Exception: raise ValueError(f"{path} is damaged or cut short: copy or export it again.") from None
 
@@ -74,7 +74,7 @@ def _windowed(
     with np.errstate(over="ignore"):
         return _to_grey(apply_windowing(x, ds), *apply_windowing(np.array([-1e9, 1e9]), ds))
 
-def _open_dicom(path):
+def _open_dicom(path, max_pixels):
     "A DICOM file -> PIL image, mode 'L', bone white"
     try: import pydicom
     except ImportError:
@@ -85,7 +85,7 @@ def _open_dicom(path):
         raise ValueError(f"{path} is a DICOM file without a picture: choose another file of that study.")
     if int(ds.get("NumberOfFrames") or 1) > 1:
         raise ValueError(f"{path} holds {ds.NumberOfFrames} frames: give a file with a single radiograph.")
-    _check_size(path, ds.Columns, ds.Rows)
+    _check_size(path, ds.Columns, ds.Rows, max_pixels)
     try: return _dicom_picture(ds)
     except Exception:
         raise ValueError(f"{path} is a DICOM file whose picture cannot be decoded: export it uncompressed, or as PNG.") from None
@@ -100,18 +100,23 @@ def _dicom_picture(ds):
 
 # %% ../nbs/02_radiographs.ipynb #8d541517
 def open_radiograph(
-    path, # a PNG, JPEG or DICOM file; its content decides, not its name
+    path, # a PNG, JPEG or DICOM file, or one already open for reading bytes; its content decides, not its name
+    max_pixels=MAX_PIXELS, # a picture that says it has more is refused before it is decoded
 ):
     """Open a radiograph -> PIL image, mode 'L', bone white, its own size.
 
     Takes 8 and 16 bits, grey, colour, palette and transparency; in DICOM, applies rescale and window and inverts MONOCHROME1. Raises
     `FileNotFoundError` if there is no such file, `ValueError`, in one sentence, if it is anything but a radiograph that can be read."""
-    path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"{path} does not exist: check the name of the radiograph.")
-    if not path.is_file(): raise ValueError(f"{path} is not a file: give the radiograph itself.")
-    with open(path, "rb") as f: head = f.read(132)
+    if hasattr(path, "read"):
+        head = path.read(132)
+        path.seek(0)
+    else:
+        path = Path(path)
+        if not path.exists(): raise FileNotFoundError(f"{path} does not exist: check the name of the radiograph.")
+        if not path.is_file(): raise ValueError(f"{path} is not a file: give the radiograph itself.")
+        with open(path, "rb") as f: head = f.read(132)
     if not head: raise ValueError(f"{path} is empty: copy or export it again.")
-    return _open_dicom(path) if head[128:] == b"DICM" else _open_picture(path)
+    return (_open_dicom if head[128:] == b"DICM" else _open_picture)(path, max_pixels)
 
 # %% ../nbs/02_radiographs.ipynb #8f1cdc1e
 def square(

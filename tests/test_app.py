@@ -1,0 +1,328 @@
+"The app as a program meets it: limits, the queue, errors, headers, and what its OpenAPI file promises."
+import base64
+import re
+import struct
+import tempfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from schemathesis import GenerationMode
+from typer.testing import CliRunner
+
+from xraycap import app as xapp
+from xraycap.app import DEFLATED, FILE_LIMIT, PIXEL_LIMIT, create_app, make_server
+from xraycap.cli import app as cli
+from xraycap.phantom import study_views
+from xraycap.radiographs import open_radiograph, square
+from xraycap.report import Captioner, Report, example_study
+
+
+class Stub:
+    "A captioner that says how bright the views are, when it is let."
+    name, about = "stub", dict(encoder="none", images="phantom", split="none")
+
+    def __init__(self, wait=False, attention=True):
+        self.go, self.attention, self.busy, self.most = Event(), attention, 0, 0
+        if not wait: self.go.set()
+
+    def report(self, frontal, lateral=None, k=3):
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        self.go.wait(20)
+        self.busy -= 1
+        views = frontal, frontal if lateral is None else lateral
+        words = f"frontal {views[0].mean():.0f} . lateral {views[1].mean():.0f} .".split()
+        return Report(words, -2., np.full((6, 98), 1 / 98, "float32") if self.attention else None, views, self.name, "phantom", .01)
+
+
+def png(value=100, size=(64, 48), mode="L"):
+    file = BytesIO()
+    Image.new(mode, size, value).save(file, format="PNG")
+    return file.getvalue()
+
+
+def dicom(x, syntax=ExplicitVRLittleEndian, **fields):
+    meta, file = FileMetaDataset(), BytesIO()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = SecondaryCaptureImageStorage, generate_uid(), syntax
+    ds = FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.Rows, ds.Columns = x.shape
+    ds.SamplesPerPixel, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 1, 16, 16, 15, 0
+    ds.PhotometricInterpretation, ds.PixelData = "MONOCHROME2", x.tobytes()
+    for k, v in fields.items(): setattr(ds, k, v)
+    ds.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def png_header(width, height):
+    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+
+
+def form(**files): return {field: (BytesIO(data), name) for field, (data, name) in files.items()}
+
+
+def post(client, **files): return client.post("/api/report", data=form(**files), content_type="multipart/form-data")
+
+
+def sentence(response, *codes):
+    assert response.status_code in codes, response.data
+    assert response.content_type == "application/json" and response.json.keys() == {"error"}
+    said = response.json["error"]
+    assert said and "\n" not in said and "Traceback" not in said and not re.search(r"\.\s+[A-Z]", said), said
+    return said
+
+
+@pytest.fixture
+def client(): return create_app(Stub()).test_client()
+
+
+# --- what is accepted
+
+def test_one_and_two_images_in_order(client):
+    two = post(client, lateral=(png(200), "b.png"), frontal=(png(50), "a.png"))
+    assert two.status_code == 200 and two.json["sentences"] == ["Frontal 50.", "Lateral 200."]
+    assert np.shape(two.json["attention"]) == (2, 2, 7, 7) and len(two.json["views"]) == 2
+    one = post(client, frontal=(png(50), "a.png"))
+    assert one.json["sentences"] == ["Frontal 50.", "Lateral 50."]
+    assert np.shape(one.json["attention"]) == (2, 1, 7, 7) and len(one.json["views"]) == 1
+    for answer in one, two: assert np.allclose(np.sum(answer.json["attention"], axis=(1, 2, 3)), 1, atol=.01)
+    assert "Not for diagnosis" in one.json["notice"] and "simulated" in one.json["notice"]
+
+
+def test_content_counts_and_not_the_name(client):
+    x = np.tile(np.arange(64, dtype=np.uint16) * 1000, (64, 1))
+    for name in "scan.dcm", "scan.png", "scan.exe", "scan": assert post(client, frontal=(dicom(x), name)).status_code == 200
+    assert post(client, frontal=(png(), "scan.dcm")).status_code == 200
+    jpeg = BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(jpeg, format="JPEG")
+    assert post(client, frontal=(jpeg.getvalue(), "x.png")).status_code == 200
+
+
+def test_a_negative_is_shown_as_it_is_read(client):
+    x = np.tile(np.arange(64, dtype=np.uint16) * 1000, (64, 1))
+    shown = []
+    for kind in "MONOCHROME2", "MONOCHROME1":
+        address = post(client, frontal=(dicom(x, PhotometricInterpretation=kind), "x.dcm")).json["views"][0]
+        assert address.startswith("data:image/jpeg;base64,")
+        with Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))) as picture: shown.append(np.asarray(picture).mean(0))
+    assert shown[0][0] < 10 and shown[0][-1] > 245 and shown[1][0] > 245 and shown[1][-1] < 10
+
+
+def test_the_model_in_the_package_says_the_same_here():
+    captioner, example = Captioner.load("attention"), example_study()
+    there = captioner.report(example["frontal"], example["lateral"])
+    client = create_app(captioner).test_client()
+    files = {v: (example[v].read_bytes(), example[v].name) for v in ("frontal", "lateral")}
+    with ThreadPoolExecutor(4) as pool: answers = list(pool.map(lambda i: post(client.application.test_client(), **files).json, range(4)))
+    for here in answers: assert here["findings"] == there.findings and here["log_probability"] == round(there.logp, 4)
+    page = client.get("/").text
+    assert captioner.about["encoder"] in page and "simulated images" in page
+
+
+def test_a_decoder_without_attention():
+    answer = post(create_app(Stub(attention=False)).test_client(), frontal=(png(), "a.png"))
+    assert answer.status_code == 200 and answer.json["attention"] is None
+
+
+# --- what is not
+
+BAD = {
+    "text": (b"Dear colleague", 422, "not a PNG, JPEG or DICOM"), "empty": (b"", 422, "empty"),
+    "half": (png(size=(300, 300), value=9)[:-30], 422, "damaged"), "dot": (png(size=(1, 1)), 422, "1 x 1"),
+    "many pixels": (png_header(5001, 5001), 422, "5,001 x 5,001"), "a bomb": (png_header(80_000, 80_000), 422, "pixels"),
+    "gif": (b"GIF89a" + b"\0" * 500, 422, "not a PNG"), "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "not a PNG"),
+    "large": (b"\x89PNG\r\n\x1a\n" + b"\0" * FILE_LIMIT, 413, "20 MB"), "DICOM, cut": (dicom(np.zeros((64, 64), "u2"))[:400], 422, "DICOM"),
+    "DICOM, no picture": (dicom(np.zeros((64, 64), "u2"), Rows=0), 422, "without a picture"),
+    "DICOM, frames": (dicom(np.zeros((64, 64), "u2"), NumberOfFrames=3), 422, "3 frames"),
+    "DICOM, too large": (dicom(np.zeros((64, 64), "u2"), Rows=60_000, Columns=60_000), 422, "60,000 x 60,000"),
+    "DICOM, only its start": (b"\0" * 128 + b"DICM", 422, "DICOM"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files(client, kind):
+    data, code, words = BAD[kind]
+    said = sentence(post(client, frontal=(data, "bad.png")), code)
+    assert words in said and "bad.png" in said
+    assert "side.png" in sentence(post(client, frontal=(png(), "good.png"), lateral=(data, "side.png")), code)
+
+
+def test_a_deflated_dicom_is_not_inflated(client, monkeypatch):
+    bomb = dicom(np.zeros((4000, 4000), "u2"), DeflatedExplicitVRLittleEndian)
+    assert len(bomb) < 100_000 and DEFLATED.decode() == DeflatedExplicitVRLittleEndian
+    monkeypatch.setattr(zlib, "decompress", lambda *a, **k: pytest.fail("inflated"))
+    monkeypatch.setattr(zlib, "decompressobj", lambda *a, **k: pytest.fail("inflated"))
+    assert "compressed as a whole" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
+
+
+def test_pixel_limit_leaves_room_for_real_radiographs(): assert 4280 * 3520 < PIXEL_LIMIT  # 14 x 17 inches at 100 micrometres
+
+
+def test_names_are_only_names(client):
+    said = sentence(post(client, frontal=(b"x", "../../etc/<b>pass\x07wd</b>" + "y" * 500)), 422)
+    assert "../" not in said and "\x07" not in said and len(said) < 250
+
+
+def test_forms_that_are_not_understood(client):
+    ask = lambda **kw: client.post("/api/report", **kw)
+    multipart = dict(content_type="multipart/form-data")
+    sentence(ask(), 415)
+    sentence(ask(json={"frontal": "x"}), 415)
+    sentence(ask(data=b"x", content_type="image/png"), 415)
+    sentence(ask(data=b"nonsense", **multipart), 400)
+    assert "'frontal'" in sentence(ask(data={}, **multipart), 400)
+    assert "'frontal'" in sentence(ask(data=form(lateral=(png(), "a.png")), **multipart), 400)
+    assert "file" in sentence(ask(data={"frontal": "text"}, **multipart), 400)
+    sentence(ask(data=form(frontal=(png(), "a.png"), third=(png(), "c.png")), **multipart), 400)
+    assert "Two files" in sentence(ask(data={"frontal": [(BytesIO(png()), f"{i}.png") for i in range(2)]}, **multipart), 400)
+    sentence(ask(data={"frontal": [(BytesIO(png()), f"{i}.png") for i in range(40)]}, **multipart), 413)
+    sentence(ask(data=form(frontal=(b"\0" * (2 * FILE_LIMIT + 2**17), "a.png")), **multipart), 413)
+
+
+def test_other_addresses(client):
+    sentence(client.get("/api/examples/1"), 404)
+    sentence(client.get("/api/examples/1/frontal.png"), 404)
+    wrong = client.get("/api/report")
+    assert wrong.status_code == 405 and "POST" in wrong.headers["Allow"] and wrong.json.keys() == {"error"}
+    assert client.get("/nowhere").status_code == 404 and client.get("/static/../templates/index.html").status_code == 404
+
+
+def test_a_mistake_of_ours_is_logged_and_not_shown(caplog):
+    stub = Stub()
+    stub.report = lambda *a, **k: 1 / 0
+    client = create_app(stub).test_client()
+    said = sentence(post(client, frontal=(png(), "a.png")), 500)
+    assert "division" not in said and "ZeroDivisionError" in caplog.text
+    assert client.get("/healthz").json["waiting"] == 0
+
+
+# --- several at once
+
+def test_a_full_queue_says_so_and_recovers():
+    stub = Stub(wait=True)
+    app = create_app(stub, seats=3)
+    ask = lambda value: post(app.test_client(), frontal=(png(value), "a.png"))
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(ask, v) for v in (10, 20, 30)]
+        health = lambda: app.test_client().get("/healthz").json
+        for _ in range(500):
+            if health()["waiting"] == 3: break
+            Event().wait(.01)
+        full = ask(40)
+        assert "waiting" in sentence(full, 503).lower().replace("try again", "waiting") and int(full.headers["Retry-After"]) >= 1
+        assert health() == {"status": "ok", "model": "stub", "waiting": 3}
+        stub.go.set()
+        assert [w.result().json["sentences"][0] for w in waiting] == ["Frontal 10.", "Frontal 20.", "Frontal 30."]
+    assert stub.most == 1 and health()["waiting"] == 0 and ask(40).status_code == 200
+
+
+def test_who_waits_too_long_is_told():
+    stub = Stub(wait=True)
+    app = create_app(stub, patience=.3)
+    late = post(app.test_client(), frontal=(png(), "a.png"))
+    assert "0 seconds" in late.json["error"] and late.status_code == 503 and int(late.headers["Retry-After"]) >= 1
+    stub.go.set()
+    assert post(app.test_client(), frontal=(png(), "a.png")).status_code == 200
+
+
+def test_each_gets_the_answer_to_its_own_question():
+    stub = Stub()
+    app = create_app(stub, seats=40)
+    ask = lambda v: post(app.test_client(), frontal=(png(v), "a.png"), lateral=(png(255 - v), "b.png")).json["sentences"]
+    with ThreadPoolExecutor(8) as pool: answers = list(pool.map(ask, range(40)))
+    assert answers == [[f"Frontal {v}.", f"Lateral {255 - v}."] for v in range(40)] and stub.most == 1
+
+
+# --- the server
+
+@pytest.fixture(scope="module")
+def server():
+    server = make_server(create_app(Stub()), port=0)
+    Thread(target=server.run, daemon=True).start()
+    yield f"http://127.0.0.1:{server.effective_port}"
+    server.close()
+
+
+def test_nothing_touches_the_disk(server, monkeypatch, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 2**16, (2000, 2200), dtype=np.uint16)
+    large = dicom(noise)  # 8.8 MB, far above what Flask and waitress keep in memory of their own accord
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError): tempfile.TemporaryFile()
+    answer = requests.post(f"{server}/api/report", files={"frontal": ("a.dcm", large), "lateral": ("b.dcm", large)}, timeout=60)
+    assert answer.status_code == 200 and answer.json()["views"]
+
+
+def test_the_largest_files_and_one_byte_more(server):
+    grey = png(77)
+    most = grey + b"\0" * (FILE_LIMIT - len(grey))  # what follows the last chunk of a PNG is not read
+    send = lambda data: requests.post(f"{server}/api/report", files={"frontal": ("a.png", data), "lateral": ("b.png", most)}, timeout=60)
+    assert send(most).status_code == 200
+    assert send(most + b"\0").status_code == 413 and "a.png" in send(most + b"\0").json()["error"]
+    assert requests.post(f"{server}/api/report", data=b"\0" * (3 * FILE_LIMIT + 1), timeout=60).status_code == 413
+
+
+def test_headers_of_every_answer(server):
+    answers = [requests.request(m, server + path, timeout=60) for m, path in
+               [("GET", "/"), ("GET", "/static/app.js"), ("GET", "/nowhere"), ("POST", "/api/report"), ("GET", "/healthz"), ("OPTIONS", "/")]]
+    for answer in answers:
+        policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+        assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
+        assert policy["frame-ancestors"] == "'none'" and "unsafe" not in str(policy) and "http" not in str(policy)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff" and answer.headers["Referrer-Policy"] == "no-referrer"
+        assert "no-store" in answer.headers["Cache-Control"] or "/static/" in answer.url
+        assert "Access-Control-Allow-Origin" not in answer.headers and "Server" not in answer.headers
+    page = answers[0].text
+    assert not re.search(r"<script(?! src)|<style|\son\w+=|\sstyle=|https?://(?!127\.0\.0\.1)", page)
+
+
+def test_serve_says_what_is_wrong(server):
+    port = server.rpartition(":")[2]
+    for args, words in ([["--port", port], f"port {port}"], [["--model", "nobody"], "nobody"], [["--host", "not an address", "--port", "0"], "not an address"]):
+        result = CliRunner().invoke(cli, ["serve", *args])
+        assert result.exit_code == 2 and result.stdout == "" and words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+# --- what the OpenAPI file promises
+
+schema = schemathesis.openapi.from_wsgi("/api/openapi.json", create_app(Stub()))
+schema.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+def test_the_api_keeps_its_promises(case):
+    # a file of random bytes keeps to the schema, and is refused because it is no radiograph
+    case.call_and_validate(excluded_checks=[schemathesis.checks.CHECKS.get_one("positive_data_acceptance")])
+
+
+def test_a_real_report_keeps_to_the_schema():
+    for attention in True, False:
+        client = create_app(Stub(attention=attention)).test_client()
+        for files in dict(frontal=(png(), "a.png")), dict(frontal=(png(), "a.png"), lateral=(png(9), "b.png")):
+            answer = post(client, **files)
+            assert answer.status_code == 200
+            schema["/api/report"]["POST"].validate_response(answer)
+
+
+def test_examples_are_simulated_and_unseen():
+    client = create_app(Stub()).test_client()
+    studies = xapp.example_studies()
+    assert {row.split for row in studies.values()} == {"test"}
+    about = client.get("/api/examples/379").json
+    assert about["images"] == "phantom" and about["findings"] == example_study()["findings"]
+    likeness = lambda a, b: np.corrcoef(a.ravel(), b.ravel())[0, 1]
+    for i, view in enumerate(["frontal", "lateral"]):
+        drawn = square(open_radiograph(BytesIO(client.get(f"/api/examples/379/{view}.png").data)))
+        same, other = study_views(studies[379])[i], study_views(studies[64])[i]
+        assert likeness(drawn, same) > max(.97, likeness(drawn, other))
