@@ -1,0 +1,178 @@
+"""The API reference: a page for each module of xraycap, made from its signatures, docments and `raise` statements.
+
+The example of a name is the first short cell of the notebooks that uses it, its own chapter first.
+"""
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import textwrap
+import warnings
+from enum import EnumType
+
+import nbformat
+from fastcore.docments import docments
+
+PACKAGE = "xraycap"
+EMPTY = inspect.Parameter.empty
+
+
+def own_methods(cls):
+    "The public methods and properties that a class itself defines, in the order of its source."
+    return [(k, v) for k, v in vars(cls).items() if not k.startswith("_")
+            and (inspect.isfunction(v) or isinstance(v, (classmethod, staticmethod, property))) and (getattr(v, "__doc__", None) or code_of(v))]
+
+
+def code_of(o):
+    "The function inside a class method, a property or a decorator, or None where there is no Python source."
+    o = o.fget if isinstance(o, property) else inspect.unwrap(getattr(o, "__func__", o))
+    try: return o if inspect.getsourcefile(o) and PACKAGE in o.__module__ and inspect.getsourcelines(o) else None
+    except (TypeError, OSError, AttributeError): return None
+
+
+def type_name(t):
+    t = getattr(t, "__origin__", t) if hasattr(t, "__metadata__") else t  # Annotated[int, ...]: int
+    if t is EMPTY or t is None or t is type(None): return ""
+    return t if isinstance(t, str) else t.__name__ if isinstance(t, type) and not hasattr(t, "__origin__") else str(t).replace("typing.", "")
+
+
+def plain(text):
+    "Text on one line, in which -- is no dash."
+    return " ".join(text.split()).replace("--", "\\-\\-")
+
+
+def help_of(t):
+    "The help that an option of the command line carries in its type."
+    return next((o.help for o in getattr(t, "__metadata__", ()) if getattr(o, "help", None)), "")
+
+
+def signature(o, name):
+    "The call as it is written: `name(a, b: int = 3) -> list`, broken into lines where it is long."
+    sig = inspect.signature(o)
+    back = type_name(sig.return_annotation)
+    args = []
+    for p in sig.parameters.values():
+        if p.name in ("self", "cls"): continue
+        default = "" if p.default is EMPTY else re.sub(r"<.* at 0x.*>", "…", p.default.__name__ if callable(p.default) else repr(p.default))
+        kind = "" if p.annotation is EMPTY or p.default is None else type_name(p.annotation)
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        args.append(star + p.name + (f": {kind}" if kind else "") + ((" = " if kind else "=") + default if default else ""))
+    line = f"{name}({', '.join(args)})"
+    if len(line) > 60: line = f"{name}(\n    " + ",\n    ".join(args) + ",\n)"
+    return line + (f" -> {back}" if back and not inspect.isclass(o) else "")
+
+
+def message_part(node):
+    "A piece of an error's message: its words, or {name} for what is filled in."
+    if isinstance(node, ast.Constant): return str(node.value)
+    value = getattr(node, "value", node)
+    return f"{{{value.id}}}" if isinstance(value, ast.Name) else "…"
+
+
+def raised(fn, seen=()):
+    "What the source of a function raises, and its private helpers': (error's name, its message with {expressions})."
+    fn, found = code_of(fn), []
+    if fn is None or fn in seen: return found
+    tree = ast.parse(textwrap.dedent(inspect.getsource(fn)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name) and node.exc.args:
+            text = node.exc.args[0]
+            parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+            found.append((node.exc.func.id, "".join(message_part(p) for p in parts)))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_"):
+            helper = getattr(fn, "__globals__", {}).get(node.func.id)
+            if inspect.isfunction(helper): found += raised(helper, (*seen, fn))
+    return [(e, m) for e, m in dict.fromkeys(found) if m.strip("… ")]
+
+
+def example(name, module, chapters):
+    "The first short visible cell that calls `name`, and its notebook: the own chapter, or one that imports the name."
+    cls, _, method = name.partition(".")
+    call = re.compile(rf"\.{method}\(" if method else rf"(?<![\w.]){name}[(.\[]|\b{name}\b" if cls.isupper() else rf"(?<![\w.]){name}[(.]")
+    known = re.compile(rf"from {module} import [^\n]*\b({cls}\b|\*)")
+    chapters = [pc for n, pc in enumerate(chapters) if n == 0 or any(known.search(c.source) for c in pc[1])]
+    for most in 12, 25:
+        for path, cells in chapters:
+            for cell in cells:
+                if call.search(cell.source) and len(cell.source.splitlines()) <= most: return cell, path
+    return None, None
+
+
+def visible_cells(nb):
+    hidden = re.compile(r"^#\| *(export|exporti|hide|default_exp|echo: *false)\b", re.M)
+    return [c for c in nb.cells if c.cell_type == "code" and not hidden.search(c.source) and "def " not in c.source.split("\n")[0]]
+
+
+def example_markdown(name, module, chapters, titles):
+    cell, path = example(name, module, chapters)
+    if cell is None: return ""
+    code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip()
+    texts = ["".join(o.get("text") or (o.get("data") or {}).get("text/plain", "")) for o in cell.get("outputs", [])
+             if o.output_type != "error" and o.get("name") != "stderr" and not any(k.startswith("image/") or k.endswith("html") for k in o.get("data", {}))]
+    text = "\n".join(texts).rstrip()
+    printed = f"\n\n```\n{text}\n```" if text and len(text) < 1200 and "object at 0x" not in text else ""
+    return f"**Example**, from [{titles[path]}](../{path.name})\n\n```python\n{code}\n```{printed}"
+
+
+def entry(module, name, obj, level, source, chapters, titles):
+    "Heading, signature, what it is, parameters, returns, errors and an example of one name."
+    short, fn = name.rpartition(".")[2], code_of(obj) or obj
+    out = [f"{'#' * level} {name} {{#{name}}}"]
+    kind = "class" if inspect.isclass(obj) else "property" if isinstance(obj, property) else ""
+    try: line = inspect.getsourcelines(fn)[1]
+    except (TypeError, OSError): line = None
+    if line: out.append(f"[source]({source}/{module.__name__.replace('.', '/')}.py#L{line}){{.source-link}}")
+    if not (callable(fn) and hasattr(fn, "__name__")) or isinstance(fn, EnumType):  # a constant, or an object such as the Typer app
+        about = re.search(rf"^{name} = .*?  # (.+)$", inspect.getsource(module), re.M)
+        if about: out.append(about[1][0].upper() + about[1][1:] + ".")
+        value = " | ".join(repr(o.value) for o in obj) if isinstance(obj, EnumType) else repr(obj)
+        if " at 0x" not in value: out.append(f"```python\n{textwrap.shorten(f'{name} = {value}', 300, placeholder=' …')}\n```")
+    else:
+        if kind == "property": out.append(f"```python\n.{short}\n```")
+        else: out.append(f"```python\n{signature(obj if kind else fn, short)}\n```")
+        out.append(inspect.cleandoc(fn.__doc__ or "") if not (fn.__doc__ or "").startswith(f"{short}(") else "")
+        docs = docments(fn, full=True, returns=True) if kind != "property" else {}
+        about = {n: d.docment or help_of(d.anno) for n, d in docs.items() if n not in ("self", "cls", "return")}
+        lines = [f"- `{n}`: {plain(text)}" for n, text in about.items() if text]
+        if lines: out.append("**Parameters**\n\n" + "\n".join(lines))
+        back = docs.get("return")
+        if back is not None and back.docment: out.append(f"**Returns** {plain(back.docment)}")
+        if errors := raised(obj.__init__ if inspect.isclass(obj) else obj):
+            out.append("**Errors**\n\n" + "\n".join(f"- `{e}`: {plain(m)}" for e, m in errors))
+    out.append(example_markdown(name, module.__name__, chapters, titles))
+    return "\n\n".join(o for o in out if o), name
+
+
+def write(notebooks, out, source):
+    "Write the pages to the folder `out`; `source` is where links to the code begin. Gives {module: its names}."
+    books = {p: nbformat.read(p, as_version=4) for p in sorted(notebooks.glob("[0-9]*.ipynb"))}
+    titles = {p: re.search(r"^# (.*)", nb.cells[0].source, re.M)[1] for p, nb in books.items()}
+    cells = {p: visible_cells(nb) for p, nb in books.items()}
+    home = {m[1]: p for p, nb in books.items() for c in nb.cells if (m := re.match(r"#\| *default_exp (\w+)", c.source))}
+    package = importlib.import_module(PACKAGE)
+    names = sorted((m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_"), key=lambda m: (str(home.get(m, "~")), m))
+    anchors, rows = {}, []
+    out.mkdir(exist_ok=True)
+    for name in names:
+        with warnings.catch_warnings():  # of the libraries that a module imports
+            warnings.simplefilter("ignore")
+            module, chapter = importlib.import_module(f"{PACKAGE}.{name}"), home.get(name)
+        chapters = sorted(cells.items(), key=lambda pc: (pc[0] != chapter, pc[0].name))
+        entries = []
+        for n in module.__all__:
+            obj = getattr(module, n)
+            entries.append(entry(module, n, obj, 2, source, chapters, titles))
+            if inspect.isclass(obj):
+                entries += [entry(module, f"{n}.{k}", v, 3, source, chapters, titles) for k, v in own_methods(obj)]
+        anchors[name] = {a for _, a in entries}
+        where = f"Written in the chapter [{titles[chapter]}](../{chapter.name}).\n\n" if chapter else ""
+        (out/f"{name}.qmd").write_text(f'---\ntitle: "{PACKAGE}.{name}"\ndescription: {json.dumps((module.__doc__ or "").strip())}\n---\n\n{where}'
+                                       + "\n\n".join(text for text, _ in entries) + "\n")
+        rows.append(f"## [{PACKAGE}.{name}]({name}.qmd)\n\n{(module.__doc__ or '').strip()}.\n\n"
+                    + " · ".join(f"[`{n}`]({name}.qmd#{n})" for n in module.__all__))
+    top = ", ".join(f"[`{n}`]({package._module_of[n]}.qmd#{n})" for n in package.__all__)
+    (out/"index.qmd").write_text(f"---\ntitle: All names\ndescription: Every public name, by module, in the order of the chapters\n---\n\n"
+                                 f"`import {PACKAGE}` offers {top}.\n\n" + "\n\n".join(rows) + "\n")
+    return anchors
