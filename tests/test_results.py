@@ -12,7 +12,7 @@ from xraycap.attention import AttentionDecoder
 from xraycap.lstm import LSTMDecoder
 from xraycap.findings import finding_f1
 from xraycap.metrics import corpus_bleu
-from xraycap.results import (baselines, check_out, describe, evaluate, find_model, findings_table, generate, load_model, paired_bootstrap,
+from xraycap.results import (baselines, check_out, composed_reports, consensus_reports, cross_codes, describe, evaluate, find_model, findings_table, generate, load_model, paired_bootstrap,
                              results_table, save_model, score_card, train_captioner)
 from xraycap.text import Vocab, clean_chen
 
@@ -141,9 +141,44 @@ def test_without_codes_each_study_teaches_its_own_report(tmp_path, few_studies, 
     monkeypatch.setattr(results, "caption_dls", dls)
     with pytest.raises(Enough): train_captioner(tmp_path / "model", decoder="lstm")
     own = studies[studies.split != "test"].findings
-    if codes: assert set(taught[0].findings) <= set(own.map(clean_chen)) and taught[0].findings.nunique() < own.nunique()
+    lines = lambda texts: {line for text in texts for line in text.split(" .")}
+    if codes: assert lines(taught[0].findings) <= lines(own.map(clean_chen)) and taught[0].findings.nunique() < own.nunique()
     train, val = (list(studies[studies.split == part].findings) for part in ("train", "val"))
     if not codes: assert list(taught[0].findings) == [*train, *train, *val]  # each training study in two bodies
+
+
+said = ["the lungs are clear . heart size is normal . no pleural effusion ."] * 4 + [
+    "there is a small left pleural effusion . heart size is normal .", "there is a large right pleural effusion . heart size is normal .",
+    "the heart is enlarged . the lungs are clear . no pleural effusion ."]
+coded = [["normal"]] * 4 + [["Pleural Effusion/left/small"], ["Pleural Effusion/right/large"], ["Cardiomegaly"]]
+
+
+@pytest.mark.parametrize("codes,report", {
+    "normal": said[0],
+    "Pleural Effusion/left/small": "the lungs are clear . there is a small left pleural effusion . heart size is normal .",
+    "Pleural Effusion/right": "the lungs are clear . there is a large right pleural effusion . heart size is normal .",
+    "Cardiomegaly": "the lungs are clear . the heart is enlarged . no pleural effusion .",
+    "Cardiomegaly;Pleural Effusion/left": "the lungs are clear . the heart is enlarged . there is a small left pleural effusion .",  # nobody had both
+    "Scoliosis": said[0],  # nobody said a word of it
+}.items())
+def test_a_composed_report_says_what_is_there_and_denies_none_of_it(codes, report):
+    composed, = composed_reports(said, coded, [codes.split(";")], k=1)
+    assert set(composed.removesuffix(" .").split(" . ")) == set(report.removesuffix(" .").split(" . "))
+
+
+def test_the_consensus_is_the_medoid_of_those_with_the_same_codes():
+    assert consensus_reports(said, coded, [["normal"], ["Cardiomegaly"]], k=1) == [said[0], said[-1]]
+
+
+def test_crossed_codes_are_codes_of_two_studies():
+    mesh = [[f"a{i}", f"b{i}", f"c{i}"] for i in range(200)] + [["normal"]] * 100
+    crossed = cross_codes(mesh, 7)
+    assert crossed == cross_codes(mesh, 7) != cross_codes(mesh, 8) and len(crossed) == len(mesh)
+    for own, new in zip(mesh, crossed):
+        others = {code[1:] for code in set(new) - set(own) - {"normal"}}
+        assert len(others) <= 1 and ("normal" not in new or new == ["normal"])  # what is not its own comes from one other study
+    kept = np.mean([code in new for own, new in zip(mesh[:200], crossed) for code in own])
+    assert .42 < kept < .58  # by a coin: 600 throws, 4 standard deviations
 
 
 def test_each_row_of_the_table_is_what_evaluate_and_others_measure(tmp_path, few_studies):

@@ -1,6 +1,6 @@
 """Run notebooks as nbdev_test runs them (slow and notest cells keep the outputs they have) and store the new outputs, cleaned.
 
-What goes to standard error, progress bars and libraries' warnings with this machine's paths, is not stored."""
+What goes to standard error, progress bars and libraries' warnings with this machine's paths, is not stored, nor are live widgets."""
 import os
 import sys
 from pathlib import Path
@@ -21,7 +21,8 @@ def skipped(cell, flags):
 
 
 def still(output):
-    "The output without what a progress bar wrote over: of each line, what follows its last carriage return."
+    "The output without what a progress bar wrote over (of each line, what follows its last carriage return) and without live widgets, which are dead in a file."
+    output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     if output.get("output_type") == "stream":
         lines = [line.rsplit("\r", 1)[-1] for line in "".join(output["text"]).rstrip("\r").split("\n")]
         output["text"] = [line.rstrip() + "\n" for line in lines if line.strip(" \u2588")]

@@ -8,6 +8,7 @@ _module_of = {
     "CheXNet": "encoder", "store_features": "encoder", "caption_dls": "batches", "LSTMDecoder": "lstm", "caption_learner": "lstm",
     "AttentionDecoder": "attention", "TransformerDecoder": "transformer", "greedy_search": "search", "beam_search": "search", "corpus_bleu": "metrics",
     "label_findings": "findings", "score_card": "results", "evaluate": "results", "Captioner": "report",
+    "study_browser": "widgets", "phantom_sliders": "widgets", "attention_explorer": "widgets", "beam_explorer": "widgets",
 }
 __all__ = list(_module_of)
 

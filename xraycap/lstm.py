@@ -16,6 +16,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, Metric
 from fastai.optimizer import Adam
+from fastai.torch_core import maybe_gather
 from .text import PAD
 
 # %% ../nbs/08_lstm.ipynb #f7896714
@@ -97,8 +98,8 @@ class _TokenMetric(Metric):
     def reset(self): self.total, self.count = 0., 0
     def accumulate(self, learn):
         real = learn.y != PAD
-        self.total += self.measure(learn.pred[real], learn.y[real]).sum().item()
-        self.count += real.sum().item()
+        self.total += maybe_gather(self.measure(learn.pred[real], learn.y[real]).sum()).item()  # the mean over processes, if there are several
+        self.count += maybe_gather(real.sum().float()).item()
 
 # %% ../nbs/08_lstm.ipynb #0baafcc0
 class TokenAccuracy(_TokenMetric):

@@ -110,6 +110,17 @@ class Captioner:
         "Keep the model as a folder. Raises `ValueError` when `path` holds something else."
         save_model(path, self.decoder, self.vocab, self.about)
 
+    def encode(self,
+        frontal, # path, PIL image or uint8 array (H, W)
+        lateral=None, # the same; None: the frontal image is used twice
+    ) -> tuple: # the two views, uint8 (224, 224), and what the decoder gets: float32 (98, 1024), or (2048,) if it is `pooled`
+        "Open a study's images and encode them. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
+        frontal = _view(frontal)
+        views = frontal, frontal if lateral is None else _view(lateral)
+        with torch.inference_mode(): spatial = self.encoder.spatial(torch.from_numpy(np.stack(views)))  # (2, 49, 1024)
+        spatial = spatial.flatten(0, 1).cpu().numpy()                                                   # (98, 1024)
+        return views, pool_views(spatial) if self.decoder.pooled else spatial
+
     def report(self,
         frontal, # path, PIL image or uint8 array (H, W)
         lateral=None, # the same; None: the frontal image is used twice
@@ -117,11 +128,7 @@ class Captioner:
     ) -> Report:
         "Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         started = time.perf_counter()
-        frontal = _view(frontal)
-        views = frontal, frontal if lateral is None else _view(lateral)
-        with torch.inference_mode(): spatial = self.encoder.spatial(torch.from_numpy(np.stack(views)))  # (2, 49, 1024)
-        spatial = spatial.flatten(0, 1).cpu().numpy()                                                   # (98, 1024)
-        features = pool_views(spatial) if self.decoder.pooled else spatial
+        views, features = self.encode(frontal, lateral)
         best, = beam_search(self.decoder, features[None], k=k)
         return Report(self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
                       self.about["images"], time.perf_counter() - started)

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['decoder_names', 'assets', 'model_files', 'score_card', 'check_out', 'save_model', 'find_model', 'load_model',
            'generate', 'describe', 'evaluate', 'studies_of', 'baselines', 'nearest', 'results_table',
-           'consensus_reports', 'start_from_findings', 'train_captioner', 'paired_bootstrap', 'findings_table']
+           'consensus_reports', 'composed_reports', 'cross_codes', 'start_from_findings', 'train_captioner',
+           'paired_bootstrap', 'findings_table']
 
 # %% ../nbs/13_results.ipynb #5ef3a0e7
 import json
 import random
+from functools import cache
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -227,20 +229,71 @@ def consensus_reports(
     mesh:list, # of lists of str, their MeSH codes
     ask:list, # of lists of str, the codes of the studies that want a report
     k:int=12, # nearest training studies (and those as near as the last) that have a say
-    visible:bool=True, # compare only what a picture can show of the codes, and not, say, that there was an earlier film
 ) -> list: # of str, one of `texts` for each of `ask`
-    "The report on a training study with near codes that is most like the others (cosine of weighted 1- to 4-grams), not shorter than usual, and names the findings."
-    by_code = TfidfVectorizer(analyzer=_visible_parts if visible else _code_parts, binary=True)
+    "The most typical of the reports on training studies with the nearest codes: the medoid by cosine of weighted 1- to 4-grams, not shorter than usual."
+    by_code = TfidfVectorizer(analyzer=_code_parts, binary=True)
     known = by_code.fit_transform(mesh)
     words = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 4), lowercase=False, sublinear_tf=True).fit_transform(texts)
-    length, named, chosen = np.array([len(text.split()) for text in texts]), [label_findings(text) for text in texts], []
-    for near, want in zip((by_code.transform(ask) @ known.T).toarray(), map(mesh_findings, ask)):  # cosines with each training study; its findings
+    length, chosen = np.array([len(text.split()) for text in texts]), []
+    for near in (by_code.transform(ask) @ known.T).toarray():  # cosines with each training study
         group = np.flatnonzero(near >= np.sort(near)[-min(k, len(near))] - 1e-6)
         likeness = np.asarray(words[group] @ np.asarray(words[group].sum(0)).T).ravel()
         brevity = np.exp(np.minimum(0, 1 - np.median(length[group]) / length[group]))  # BLEU's penalty for a text shorter than usual
-        truth = np.array([2 * len(want & named[i]) / (len(want) + len(named[i]) or 1) if want or named[i] else 1 for i in group])  # F1 of the findings named
-        chosen.append(group[(likeness * brevity * (.2 + truth)).argmax()])
+        chosen.append(group[(likeness * brevity).argmax()])
     return [texts[i] for i in chosen]
+
+# %% ../nbs/13_results.ipynb #3567bf35
+_denied = {  # a word of a sentence about a healthy chest -> the findings that make the sentence untrue
+    "clear": {"Opacity", "Atelectasis", "Airspace Disease", "Interstitial Markings", "Nodule", "Edema"},
+    "consolidation": {"Airspace Disease"}, "effusion": {"Pleural Effusion", "Blunted Costophrenic Angle"}, "pneumothorax": {"Pneumothorax"},
+    "heart": {"Cardiomegaly"}, "cardiac": {"Cardiomegaly"}, "cardiomediastinal": {"Cardiomegaly"}}
+
+def _lines(text): return [f"{line.strip()} ." for line in text.split(" .") if line.strip()]
+
+def composed_reports(
+    texts:list, # of str, the cleaned training reports
+    mesh:list, # of lists of str, their MeSH codes
+    ask:list, # of lists of str, the codes of the studies that want a report
+    k:int=12, # sentences from the nearest training studies (and those as near as the last) that have a say
+) -> list: # of str, a report for each of `ask`, of sentences from `texts`
+    "For each finding the most typical sentence that names it, among what radiologists say of a healthy chest, as far as that is still true."
+    normal = [line for line in _lines(best_constant(texts)) if not label_findings(line)]
+    named = {f: [] for f in FINDINGS}  # finding -> study, place in the report (from 0 to 1) and words of each sentence that names it alone
+    for i, lines in enumerate(map(_lines, texts)):
+        for j, line in enumerate(lines):
+            labels = label_findings(line)
+            if len(labels) == 1: named[labels.pop()].append((i, (j + .5) / len(lines), line))
+    words = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 4), lowercase=False, sublinear_tf=True).fit(texts)
+    by_code = TfidfVectorizer(analyzer=_visible_parts, binary=True)
+    known = by_code.fit_transform(mesh)
+
+    @cache
+    def about(finding, codes):  # place and words
+        studies, places, lines = zip(*named[finding])
+        near = (by_code.transform([codes]) @ known[list(studies)].T).toarray()[0]
+        group = np.flatnonzero(near >= np.sort(near)[-min(k, len(near))] - 1e-6)
+        spoken = words.transform([lines[i] for i in group])
+        return np.mean(places), lines[group[np.asarray(spoken @ np.asarray(spoken.sum(0)).T).ravel().argmax()]]
+
+    reports = []
+    for codes in ask:
+        found = mesh_findings(codes)
+        parts = [(j / len(normal), line) for j, line in enumerate(normal) if not any(found & _denied.get(word, set()) for word in line.split())]
+        parts += [about(f, tuple(code for code in codes if f in mesh_findings([code]))) for f in FINDINGS if f in found and named[f]]
+        reports.append(" ".join(dict.fromkeys(line for _, line in sorted(parts, key=lambda part: part[0]))))
+    return reports
+
+# %% ../nbs/13_results.ipynb #85c7b5ed
+def cross_codes(
+    mesh:list, # of lists of str, the MeSH codes of studies
+    seed:int, # of the coins
+) -> list: # of lists of str, as many
+    "Code sets that no study has: of each study and another one, each code kept or left out by a coin."
+    rng, out = np.random.default_rng(seed), []
+    for codes in mesh:
+        both = dict.fromkeys([*codes, *mesh[rng.integers(len(mesh))]])
+        out.append([code for code in both if code != "normal" and rng.random() < .5] or ["normal"])
+    return out
 
 # %% ../nbs/13_results.ipynb #6974e6c4
 def start_from_findings(
@@ -284,14 +337,14 @@ def train_captioner(
     images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     encoder:str="phantom", # weights of the encoder
-    epochs:int=14, # that of lowest validation loss is kept
+    epochs:int|None=None, # that of lowest validation loss is kept; None: so many that 80,000 studies are shown, at most 40
     lr:float=2e-3, # highest learning rate of the one-cycle schedule
     bs:int=32, # studies in a batch; `accelerate launch` shares them among its processes
     min_count:int=3, # a word must occur this often in the training reports
-    consensus:int=12, # studies that agree on a report to learn (`consensus_reports`); 0, or no study has a MeSH code: each its own report
+    consensus:int=12, # studies that agree on a sentence for a finding (`composed_reports`); 0, or no study has a MeSH code: each its own report
     seed:int=0, # of everything random
     dropout:float=.3, # of the decoder
-    bodies:int=2, # of each training study with simulated images: the same codes in so many different patients
+    bodies:int=2, # simulated images: so many patients with a training study's codes; and, to learn composed reports, as many with crossed codes
     **kwargs, # more arguments of the decoder, such as hidden
 ) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss (nats a word), accuracy, perplexity
     "Train a decoder on stored features and save the epoch of lowest validation loss as a model folder. Raises `ValueError` for an unknown decoder."
@@ -301,14 +354,18 @@ def train_captioner(
     source, split, studies = studies.attrs["images"], studies.attrs["split"], studies[studies.split.isin(["train", "val"])]
     if studies.split.nunique() < 2: raise ValueError(f"Training needs studies in both parts, train and val; {images} has only {', '.join(set(studies.split)) or 'others'}.")
     train, val = (studies[studies.split == part] for part in ("train", "val"))
-    if source == "phantom": studies = pd.concat([train, *(train.assign(uid=train.uid + 10_000 * i) for i in range(1, bodies)), val])
+    agree = consensus and train.mesh.map(len).any()
+    if source == "phantom":
+        more = [train.assign(uid=train.uid + 10_000 * i) for i in range(1, bodies)]
+        if agree: more += [train.assign(uid=train.uid + 10_000 * i, mesh=cross_codes(list(train.mesh), i)) for i in range(bodies, 2 * bodies)]
+        studies = pd.concat([train, *more, val])
     studies.attrs["images"] = source
     store = store_features(studies, CheXNet(encoder))
     set_seed(seed)
     texts = list(train.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=min_count)
-    if consensus and studies.mesh.map(len).any():
-        studies = studies.assign(findings=consensus_reports(texts, list(train.mesh), list(studies.mesh), consensus))
+    if agree: studies = studies.assign(findings=composed_reports(texts, list(train.mesh), list(studies.mesh), consensus))
+    epochs = epochs or min(40, round(80_000 / (studies.split == "train").sum()))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
     if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, np.stack([store[u] for u in train.uid[:100]]))
