@@ -11,18 +11,24 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 from torch import nn
+from torch.nn.functional import linear
 from .lstm import frozen_embedding
 
 # %% ../nbs/09_attention.ipynb #cbb09064
 def _attend(
-    query,  # (B, k, size) 2 W h of each hypothesis
-    keys,  # (B, P, size)
+    query,  # (B, k, size) 2 W h of each hypothesis, or exp(-2 W h)
+    keys,  # (B, P, size) 2 U a, or exp(-2 U a)
     annotations,  # (B, P, hidden)
     v,  # (size,) 2 v
+    powers,  # are query and keys the powers of e?
 ):  # contexts (B, k, hidden) and weights (B, k, P)
-    half = (query[:, :, None] + keys[:, None]).sigmoid_()  # b k 1 s + b 1 p s; tanh(x) = 2 sigmoid(2 x) - 1
+    query, keys = query[:, :, None], keys[:, None]  # b k 1 s and b 1 p s
+    if powers: half = torch.addcmul(query.new_ones(()), query, keys).reciprocal_()
+    else: half = (query + keys).sigmoid_()  # tanh(x) = 2 sigmoid(2 x) - 1
     weights = (half @ v).softmax(-1)  # b k p; the -1 moves all places alike, which softmax does not see
     return weights @ annotations, weights
+
+def _power(x): return x.clamp(-40, 40).neg().exp()  # so that a product of two is a float32 number
 
 class BahdanauAttention(nn.Module):
     "Additive attention: a small network scores each place from the decoder's state and the place's key."
@@ -39,20 +45,22 @@ class BahdanauAttention(nn.Module):
         self,
         annotations,  # (B, P, hidden)
     ):  # (B, P, size)
-        "2 U a_i: the places' half of the score, the same at every step."
-        return 2 * self.U(annotations)
+        "2 U a_i, or in evaluation exp(-2 U a_i): the places' half of the score, the same at every step."
+        keys = 2 * self.U(annotations)
+        return keys if self.training else _power(keys)
 
     def forward(
         self,
         h,  # (N, hidden) states, N = B * k, a study's hypotheses together
-        keys,  # (B, P, size)
+        keys,  # (B, P, size) from `keys`, in the same mode of training or evaluation
         annotations,  # (B, P, hidden)
     ):  # contexts (N, hidden) and weights (N, P)
         "e_i = v . tanh(W h + U a_i), weights = softmax(e), context = sum of weights_i a_i."
         query = 2 * self.W(h).unflatten(0, (len(keys), -1))  # (b k) s -> b k s
+        if not self.training: query = _power(query)
         some = max(1, 2**18 // (query.shape[1] * keys[0].numel())) if keys.device.type == 'cpu' else len(keys)  # studies: 1 MiB of sums
         v = 2 * self.v.weight[0]
-        parts = [_attend(*part, v) for part in zip(query.split(some), keys.split(some), annotations.split(some))]
+        parts = [_attend(*part, v, not self.training) for part in zip(query.split(some), keys.split(some), annotations.split(some))]
         return tuple((torch.cat(x) if len(x) > 1 else x[0]).flatten(0, 1) for x in zip(*parts))
 
 # %% ../nbs/09_attention.ipynb #c10be4d3
@@ -116,14 +124,22 @@ class AttentionDecoder(nn.Module):
         context, weights = self.attention(h, keys, annotations)
         return gru_step(word + self.context_gates(context), self.state_gates(h), h), context, weights
 
+    def _said(
+        self,
+        tokens,  # (...) int
+    ):  # (..., 3 * hidden) and (..., hidden): a word's part of the gates and of the output layer
+        words = self.drop(self.embedding(tokens))
+        return self.word_gates(words), linear(words, self.mix.weight[:, -words.shape[-1]:], self.mix.bias)
+
     def _logits(
         self,
         h,  # (..., hidden)
         context,  # (..., hidden)
-        words,  # (..., embedding_size)
+        said,  # (..., hidden) the previous word's part
     ):  # (..., V)
         "A score for each word of the vocabulary, from the state, the context and the previous word."
-        return self.output(self.drop(torch.relu(self.mix(torch.cat([h, context, words], -1)))))
+        seen = torch.cat([h, context], -1)
+        return self.output(self.drop(torch.relu(linear(seen, self.mix.weight[:, :seen.shape[-1]]) + said)))
 
     def step(
         self,
@@ -132,9 +148,10 @@ class AttentionDecoder(nn.Module):
         memory,  # annotations (B, 98, hidden) and keys (B, 98, attention): one copy a study
     ):  # logits (N, V), state, attention (N, 98)
         "One more word for each hypothesis, and where it looked."
-        words = self.drop(self.embedding(tokens))
-        h, context, weights = self._look(state[0], self.word_gates(words), memory)
-        return self._logits(h, context, words), (h,), weights
+        words, which = tokens.unique(return_inverse=True)  # many hypotheses say the same few words
+        gates, said = (x[which] for x in self._said(words))
+        h, context, weights = self._look(state[0], gates, memory)
+        return self._logits(h, context, said), (h,), weights
 
     def forward(
         self,
@@ -143,13 +160,13 @@ class AttentionDecoder(nn.Module):
     ):  # logits (B, T, V) of each next word
         "Teacher forcing: only attention and state go step by step, the words' gates and the output for all steps at once."
         memory, (h,) = self.start(features)
-        words = self.drop(self.embedding(tokens))  # b t e
+        gates, said = self._said(tokens)  # b t 3h, b t h
         states, contexts = [], []
-        for word in self.word_gates(words).unbind(1):
+        for word in gates.unbind(1):
             h, context, _ = self._look(h, word, memory)
             states.append(h)
             contexts.append(context)
-        return self._logits(torch.stack(states, 1), torch.stack(contexts, 1), words)
+        return self._logits(torch.stack(states, 1), torch.stack(contexts, 1), said)
 
 # %% ../nbs/09_attention.ipynb #238e8011
 def mask_places(
