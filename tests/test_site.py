@@ -82,6 +82,11 @@ def test_the_link_checker_sees_a_broken_link(built, pages):
     assert len(list(broken("index.html", soup, pages | {"index.html": soup}, built[0]))) == 4
 
 
+def test_no_link_is_left_as_text(pages):
+    for page, soup in pages.items():
+        for tag in soup.select("main p, main li"): assert "](" not in tag.get_text(), (page, tag.get_text()[:200])
+
+
 def test_pages_need_nothing_from_the_net(built, pages):
     for page, soup in pages.items():
         fetched = [tag.get("src") or tag.get("href") for tag in soup.find_all(["script", "link", "img", "iframe"])]
