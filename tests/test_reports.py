@@ -77,11 +77,18 @@ OUTSIDE = ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
            '<eCitation><uId id="CXR1"/><AbstractText Label="FINDINGS">&x;</AbstractText></eCitation>')
 
 
-@pytest.mark.parametrize("content", ["<a>", "", "no xml", BOMB, OUTSIDE, "<a/>"])
+@pytest.mark.parametrize("content", ["<a>", "", "no xml", BOMB, OUTSIDE, "<a/>", "<a><uId/></a>", '<a><uId id="CXRa"/></a>'])
 def test_bad_xml_is_named_in_one_sentence(tmp_path, content):
     (tmp_path / "odd.xml").write_text(content)
     with pytest.raises(ValueError, match="odd.xml") as e: R.load_reports(tmp_path)
     assert type(e.value) is ValueError and "\n" not in str(e.value)
+
+
+def test_a_folder_is_read_anew(tmp_path, raw):
+    (tmp_path / "7.xml").write_text(raw[7])
+    assert R.load_reports(tmp_path).uid.tolist() == [7]
+    (tmp_path / "8.xml").write_text(raw[8])
+    assert R.load_reports(tmp_path).uid.tolist() == [7, 8]
 
 
 def test_bad_paths(tmp_path):

@@ -59,11 +59,13 @@ def _parse(
     try: root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError) as e: raise ValueError(f"{name} is not a sound XML report ({e}).") from None
     uid = root.find("uId")
-    if uid is None: raise ValueError(f"{name} is not a report of the Indiana collection: it has no <uId>.")
+    number = "" if uid is None else uid.get("id", "").removeprefix("CXR")
+    if not (number.isascii() and number.isdecimal()):
+        raise ValueError(f"{name} is not a report of the Indiana collection: it has no <uId> such as CXR1000.")
     parts = {o.get("Label", "").lower(): o.text or "" for o in root.iter("AbstractText")}
     images = root.findall("parentImage")
     return dict(
-        uid=int(uid.get("id").removeprefix("CXR")),
+        uid=int(number),
         images=[o.get("id") for o in images],
         **{o: parts.get(o, "") for o in PARTS},
         mesh=[o.text.strip() for o in root.findall("MeSH/major") if o.text],
@@ -79,9 +81,11 @@ def _xml_files(path):
     except (tarfile.TarError, EOFError, OSError) as e:
         raise ValueError(f"{path} cannot be read as a tar archive of reports ({e}).") from None
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
+def _bundled(): return _parse_all(find_archive())
+
 def _parse_all(path):
-    "The parsed reports of `path` by study number, read once"
+    "The parsed reports of `path` by study number"
     files = _xml_files(path)
     if not files: raise ValueError(f"{path} holds no XML report: give the archive NLMCXR_reports.tgz or a folder of its XML files.")
     return sorted((_parse(*o) for o in files), key=lambda o: o["uid"])
@@ -95,7 +99,7 @@ def load_reports(
     Returns a DataFrame: `uid` int, `images` list of ids in the report's order, `findings`, `impression`, `indication`, `comparison` str
     (empty if missing), `mesh` list of the experts' codes. Raises `FileNotFoundError` if there is no such `path`, `ValueError` if it is
     something else."""
-    rows = _parse_all(Path(path) if path else find_archive())
+    rows = _parse_all(Path(path)) if path else _bundled()
     columns = ["uid", "images", *PARTS, "mesh"]
     return pd.DataFrame([{k: list(v) if isinstance(v := o[k], list) else v for k in columns} for o in rows], columns=columns)
 
@@ -115,7 +119,7 @@ def view_clues():
     """What is known of each image that bears on its view.
 
     Returns a DataFrame by image id: `uid` int, and a column of str for each of `CLUES`, NaN where it is missing."""
-    rows = [(image, o["uid"], outline) for o in _parse_all(find_archive()) for image, outline in zip(o["images"], o["outlines"])]
+    rows = [(image, o["uid"], outline) for o in _bundled() for image, outline in zip(o["images"], o["outlines"])]
     frame = pd.DataFrame(rows, columns=["image", "uid", "outline"]).set_index("image").join(_headers())
     derived = pd.read_csv(find_archive().with_name("nlmcxr_tsne_pa.csv.gz"), index_col="imageid")
     ratio = frame.height.astype(float) / frame.width.astype(float)
