@@ -168,6 +168,10 @@ def test_dicom_several_windows_use_the_first(tmp_path):
     assert (one == many).all()
 
 
+def test_dicom_window_of_no_width_is_none(tmp_path):
+    assert (opened(write_dicom(tmp_path / "x.dcm", RAMP, WindowCenter=50, WindowWidth=0)) == RAMP).all()
+
+
 def test_dicom_eight_bits(tmp_path):
     assert (opened(write_dicom(tmp_path / "x.dcm", RAMP)) == RAMP).all()
 
@@ -251,6 +255,15 @@ def test_dicom_turned_away(tmp_path):
     whole = write_dicom(tmp_path / "e.dcm", x).read_bytes()
     (tmp_path / "e.dcm").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match="DICOM"): open_radiograph(tmp_path / "e.dcm")
+
+
+@pytest.mark.parametrize("good,bad", [(b"\x28\0\x10\0US", b"\x28\0\x10\0U!"), (b"\x28\0\x08\0IS\x02\0002", b"\x28\0\x08\0IS\x02\0x"),
+                                      (b"\x28\0\x11\0US\x02\0", b"\x28\0\x11\0US\x03\0")]) # a kind, a number, a length
+def test_dicom_with_a_damaged_field(tmp_path, good, bad):
+    whole = write_dicom(tmp_path / "x.dcm", RAMP, NumberOfFrames=2).read_bytes()
+    assert whole.count(good) == 1
+    (tmp_path / "x.dcm").write_bytes(whole.replace(good, bad))
+    turned_away(tmp_path / "x.dcm", "damaged DICOM")
 
 
 def test_dicom_without_pydicom_says_what_to_install(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def _windowed(
     "The display window of a DICOM file applied -> uint8; without a window, the picture's own range"
     from pydicom.pixels import apply_voi_lut, apply_windowing
     if ds.get("VOILUTSequence"): return _to_grey(apply_voi_lut(x.astype(np.int64), ds))
-    if ds.get("WindowWidth") is None: return _to_grey(x)
+    if not np.any(ds.get("WindowWidth")): return _to_grey(x)
     with np.errstate(over="ignore"):
         return _to_grey(apply_windowing(x, ds), *apply_windowing(np.array([-1e9, 1e9]), ds))
 
@@ -79,13 +79,14 @@ def _open_dicom(path, max_pixels):
     try: import pydicom
     except ImportError:
         raise ValueError(f"{path} is a DICOM file, and to read it takes one more package: run `pip install 'xraycap[dicom]'`.") from None
-    try: ds = pydicom.dcmread(path)
+    try:
+        ds = pydicom.dcmread(path)
+        width, height, frames = (int(ds.get(o) or 0) for o in ("Columns", "Rows", "NumberOfFrames")) # pydicom reads a field when it is asked for it
     except Exception: raise ValueError(f"{path} is a damaged DICOM file: export it again.") from None
-    if not (ds.get("Rows") and ds.get("Columns") and "PixelData" in ds):
+    if not (width and height and "PixelData" in ds):
         raise ValueError(f"{path} is a DICOM file without a picture: choose another file of that study.")
-    if int(ds.get("NumberOfFrames") or 1) > 1:
-        raise ValueError(f"{path} holds {ds.NumberOfFrames} frames: give a file with a single radiograph.")
-    _check_size(path, ds.Columns, ds.Rows, max_pixels)
+    if frames > 1: raise ValueError(f"{path} holds {frames} frames: give a file with a single radiograph.")
+    _check_size(path, width, height, max_pixels)
     try: return _dicom_picture(ds)
     except Exception:
         raise ValueError(f"{path} is a DICOM file whose picture cannot be decoded: export it uncompressed, or as PNG.") from None
