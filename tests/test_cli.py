@@ -121,6 +121,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert "something other than a model" in one_sentence(run("train", "--out", tmp_path))
 
 
+def test_what_the_system_says(tmp_path):
+    folder(tmp_path / "report.png")
+    assert one_sentence(run("report", "--out", tmp_path)) == f"xraycap: {tmp_path / 'report.png'}: Is a directory.\n"
+
+
 def test_names_that_do_not_exist(tmp_path):
     assert "diffusion" in one_sentence(run("train", "--decoder", "diffusion", "--out", tmp_path / "model"))
     assert "nowhere" in one_sentence(run("evaluate", "--images", "nowhere"))
@@ -168,6 +173,10 @@ def test_score(tmp_path):
     card = json.loads(run("score", refs, hyps, "--json").stdout)
     assert card == score_card(refs.read_text().splitlines(), hyps.read_text().splitlines())
     assert "bleu_4" in run("score", refs, hyps).stdout
+    said = hyps.read_text().replace("are clear", "are\x0c\x85 clear")  # no ends of a line
+    for data in said.encode("utf-8-sig"), said.replace("\n", "\r\n").encode(), said.strip().encode():
+        hyps.write_bytes(data)
+        assert json.loads(run("score", refs, hyps, "--json").stdout) == card
     hyps.write_text("one line\n")
     assert "2 references and 1 hypotheses" in one_sentence(run("score", refs, hyps))
     hyps.write_bytes(b"\xff\xfe\x00")

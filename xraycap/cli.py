@@ -39,7 +39,8 @@ def plain_errors():
             warnings.simplefilter("ignore")  # what libraries say about each other is not for our users
             yield
     except (ValueError, OSError) as e:
-        typer.echo("xraycap: " + " ".join(str(e).split()), err=True)
+        of_system = isinstance(e, OSError) and e.strerror and (e.filename2 or e.filename)  # its own text begins with a number
+        typer.echo("xraycap: " + (f"{of_system}: {e.strerror}." if of_system else " ".join(str(e).split())), err=True)
         raise typer.Exit(2)
 
 # %% ../nbs/17_cli.ipynb #e4ff911c
@@ -198,8 +199,9 @@ def read_lines(
     path:Path, # text file, UTF-8, a report a line
 ) -> list: # of str, stripped
     "Raises `FileNotFoundError`, or `ValueError` when it is not text."
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
-    try: return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    if not path.exists() or path.is_dir(): raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with path.open(encoding="utf-8-sig") as lines: return [line.strip() for line in lines]
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not a UTF-8 text file.") from e
 
 @app.command(epilog=examples("xraycap score references.txt hypotheses.txt --json"))
