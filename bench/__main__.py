@@ -10,8 +10,8 @@ its own. What is compared takes turns within a round, and best and median of the
 - a growth: `name`, `unit`, `size` (of what), `sizes`, `costs` (best seconds at each size), `order` (n: the cost grows
   like size ** n).
 
-Seconds are the processor's, so that other programs on the machine disturb little; where several threads or processes share the work,
-they are the clock's.
+Seconds are the processor's, of all threads of the process together, so that other programs on the machine disturb little; where other
+processes do the work, they are the clock's.
 
 `limit` is what the machine reaches at best: `gflops` (a large float32 matrix product) and `gbs` (a large copy; read and written).
 Prints a table and writes bench/results.json: `machine`, `limit`, and `rows` by part. Parts that did not run keep their rows."""

@@ -21,7 +21,7 @@ def rounds(
     rivals,  # {name: function without arguments}; each runs once a round
     n=5,  # rounds
     warm=True,  # run each once before, uncounted
-    clock=process_time,  # the processor's time; `perf_counter` where other processes or threads do part of the work
+    clock=process_time,  # the processor's time, of all threads; `perf_counter` where other processes do the work
 ):  # {name: n seconds}
     "The seconds of functions that take turns, so that whatever else the machine does meets them all alike."
     if warm:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from bench.common import growth, rounds, row
+from bench.encoding import GFLOP
 from bench.peers import Plain, ShowAttendTell, case_study_search, plain_loss, show_attend_tell_search
 from bench.search import report_flop
 from bench.training import our_loss, random_store
 from torch.utils.flop_counter import FlopCounterMode
 from xraycap.attention import AttentionDecoder
+from xraycap.encoder import CheXNet, _Conv, fused
 from xraycap.search import beam_search
 from xraycap.text import EOS, PAD, SOS
 
@@ -65,6 +67,17 @@ def test_arithmetic_is_counted():
     products = counter.get_total_flops() / 2 + 2 * 300 * (3 * 256 + 256) * (hypotheses - len(words) / 2)
     beside = 98 * 2 * 128 * hypotheses
     assert report_flop(decoder, length=5) == pytest.approx(products + beside, rel=.01)
+
+
+def test_arithmetic_of_the_network(monkeypatch):
+    "PyTorch's own count of one image, where it does the convolutions itself."
+    monkeypatch.setattr(_Conv, 'packed', property(lambda conv: None, lambda conv, weight: None), raising=False)  # never oneDNN's own
+    net = fused(CheXNet(None).eval())
+    image = torch.zeros(1, 224, 224, dtype=torch.uint8)
+    with torch.inference_mode():
+        net(image)  # what depends on the size alone is computed once
+        with FlopCounterMode(display=False) as counter: net(image)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(GFLOP, rel=.002)
 
 
 def test_rows():
