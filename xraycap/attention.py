@@ -31,7 +31,7 @@ def _attend(
 def _power(x): return x.clamp(-40, 40).neg().exp()  # so that a product of two is a float32 number
 
 class BahdanauAttention(nn.Module):
-    "Additive attention: a small network scores each place from the decoder's state and the place's key."
+    "Additive attention (Bahdanau et al. 2015): a small network scores each place from the decoder's state and the place's key."
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ def gru_step(
     s,  # (N, 3 * hidden) the same from the previous state
     h,  # (N, hidden) the previous state
 ):  # (N, hidden) the next state
-    "One step of a gated recurrent unit, its matrix products already done."
+    "One step of a gated recurrent unit (Cho et al. 2014), its matrix products already done."
     x_r, x_z, x_n = x.chunk(3, -1)
     s_r, s_z, s_n = s.chunk(3, -1)
     z = torch.sigmoid(x_z + s_z)

@@ -19,7 +19,7 @@ def train_fasttext(
     epochs: int = 15,  # times through the texts
     seed: int = 0,  # same seed, same vectors
 ):  # gensim's vectors: `vectors[word]` is a float32 array (dim,), also for unknown words
-    "Train FastText (skip-gram) on `texts`; one thread, so that the result is the same every time"
+    "Train FastText (skip-gram, Bojanowski et al. 2017) on `texts`; one thread, so that the result is the same every time. Raises: `ValueError` without a word"
     sentences = [t.split() for t in texts]
     if not any(sentences): raise ValueError('FastText needs texts to learn from, but all the texts given are empty.')
     # 20,000 places for subwords instead of gensim's 2,000,000, which would take 2.4 GB for 1,500 words

@@ -32,7 +32,7 @@ from .reports import DOWNLOADS, cache_dir, fetch
 
 # %% ../nbs/06_encoder.ipynb #5937d3e7
 class CheXNet(nn.Module):
-    "DenseNet-121's convolutional part, with weights that have seen chests."
+    "DenseNet-121's convolutional part (Huang et al. 2017), with weights that have seen chests (CheXNet: Rajpurkar et al. 2017)."
     def __init__(
         self,
         weights="phantom",  # name of an origin (see `load_weights`), path of a weights file, or None: random
@@ -64,11 +64,17 @@ class CheXNet(nn.Module):
         "The last feature map, after the final norm and ReLU: (B,1024,H/32,W/32)"
         return self.features(self.prepare(x) if x.dtype == torch.uint8 else x).relu()
 
-    def spatial(self, x):
+    def spatial(
+        self,
+        x,  # as `forward` takes it
+    ):
         "One vector for each place, row by row: (B,49,1024) from 224x224"
         return self(x).flatten(2).transpose(1, 2)  # b c h w -> b (h w) c
 
-    def pooled(self, x):
+    def pooled(
+        self,
+        x,  # as `forward` takes it
+    ):
         "The mean over all places: (B,1024)"
         return self(x).mean((2, 3))
 
@@ -275,7 +281,7 @@ def save_encoder(
 def load_finding_net(
     path=None,  # file that `save_encoder` wrote; None: the one in the package
 ):
-    "The FindingNet of `path`, in eval mode, and the names of its findings, in the order of its logits."
+    "The FindingNet of `path`, in eval mode, and the names of its findings, in the order of its logits. Raises like `load_weights`."
     path = Path(path) if path else _phantom_file()
     features = _read_file(path)
     with safe_open(path, "pt") as f:
@@ -384,7 +390,7 @@ def fused(
 
 # %% ../nbs/06_encoder.ipynb #3063bf33
 class FeatureStore:
-    "Spatial features of studies: `store[uid]` is float16 (98,1024), the frontal's 49 rows, then the lateral's."
+    "Spatial features of studies: `store[uid]` is float16 (98,1024), the frontal's 49 rows, then the lateral's. Raises FileNotFoundError."
     def __init__(
         self,
         path,  # the `.f16` file; its index, `.json`, lies beside it

@@ -41,7 +41,7 @@ def frozen_embedding(
 
 # %% ../nbs/08_lstm.ipynb #061114c2
 class LSTMDecoder(nn.Module):
-    "Words from one vector a study: the image and the previous word enter an LSTM at every step."
+    "Words from one vector a study: the image and the previous word enter an LSTM (Hochreiter and Schmidhuber 1997) at every step."
     pooled = True
 
     def __init__(

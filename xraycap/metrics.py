@@ -60,7 +60,7 @@ def corpus_bleu(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
 ) -> list:  # BLEU-1, BLEU-2, BLEU-3, BLEU-4, each from 0 to 1
-    "BLEU of a whole test set, without smoothing. Raises: `ValueError` for anything but two equally long lists of strings"
+    "BLEU of a whole test set (Papineni et al. 2002), without smoothing. Raises: `ValueError` for anything but two equally long lists of strings"
     return _bleu(_bleu_counts(references, hypotheses).sum(0)).tolist()
 
 # %% ../nbs/11_metrics.ipynb #a1127da6
@@ -79,7 +79,7 @@ def rouge_l(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
 ) -> float:  # from 0 to 1
-    "ROUGE-L of the COCO caption evaluation (F with beta 1.2, mean over studies). Raises: `ValueError` like `corpus_bleu`"
+    "ROUGE-L (Lin 2004) of the COCO caption evaluation: F with beta 1.2, mean over studies. Raises: `ValueError` like `corpus_bleu`"
     _check(references, hypotheses)
     scores = []
     for ref, hyp in zip(references, hypotheses):
@@ -93,7 +93,7 @@ def cider(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
 ) -> float:  # from 0 to 10
-    "CIDEr-D with document frequencies of the references, as the COCO caption evaluation. Raises: `ValueError` like `corpus_bleu`"
+    "CIDEr-D (Vedantam et al. 2015) with document frequencies of the references, as the COCO caption evaluation. Raises: `ValueError` like `corpus_bleu`"
     n, cosines = len(references), []
     for order, (study, gram, in_ref, in_hyp) in enumerate(_ngram_tables(references, hypotheses), 1):
         if order == 2: longer = np.bincount(study, in_ref - in_hyp, n)

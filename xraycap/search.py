@@ -164,7 +164,7 @@ def beam_search(
     k: int = 3,  # hypotheses kept for each study, finished ones included
     max_len: int = 60,  # most words of a report
 ) -> list:  # for each study the finished `Hypothesis` of the highest score
-    "Keep the k likeliest beginnings; what ends with EOS, or at `max_len`, is finished and keeps its place."
+    "Keep the k likeliest beginnings; what ends with EOS, or at `max_len`, is finished and keeps its place. Raises `ValueError` for k below 1."
     if k < 1: raise ValueError(f'The beam width k is {k}, but it must be 1 or more.')
     with _searching(model, max_len):
         memory, state, tokens = _start(model, features)

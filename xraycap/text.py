@@ -36,7 +36,7 @@ _marks = re.compile(r'[.,?;*!%^&_+(){}\]"\'/\\:-\[]')
 def clean_chen(
     text: str,  # findings as they stand in the report
 ) -> str:  # lower-case tokens separated by one space; every sentence ends with the token "."
-    "Clean `text` the way R2Gen's evaluation does for the Indiana reports"
+    "Clean `text` the way R2Gen's evaluation does for the Indiana reports (Chen et al. 2020)"
     text = re.sub(r'\.{2,}', '.', text).replace('1. ', '')
     text = re.sub(r'\.? [2-5]\. ', '. ', text).strip().lower()
     if not text: return ''

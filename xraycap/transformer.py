@@ -31,7 +31,7 @@ class MultiHead(nn.Module):
     def __init__(
         self,
         hidden: int,  # length of a vector that reads or is read, a multiple of `heads`
-        heads: int,
+        heads: int,  # attentions side by side
     ):
         super().__init__()
         self.heads = heads
@@ -64,7 +64,7 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         hidden: int,  # length of a word's and a place's vector
-        heads: int,
+        heads: int,  # attentions side by side, for the words and for the places
         dropout: float,  # share of each part's results zeroed in training
     ):
         super().__init__()
