@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
-from .reports import PARTS
+from .reports import PARTS, _plain
 
 # %% ../nbs/01_eda.ipynb #d3fba60b
 def part_table(
@@ -104,8 +104,7 @@ def nearest_train(
         overlap = both / np.maximum(rows.getnnz(1)[:, None] + b.getnnz(1) - both, 1) # words in either
         best += [(o[i], i) for o, i in zip(overlap, overlap.argmax(1))]
     overlap, place = zip(*best)
-    plain = lambda texts: texts.map(lambda text: " ".join(re.findall(r"\w+", text.lower())))
-    return pd.DataFrame({"same": plain(test.findings).isin(set(plain(train.findings))), "overlap": np.array(overlap, float),
+    return pd.DataFrame({"same": test.findings.map(_plain).isin(set(train.findings.map(_plain))), "overlap": np.array(overlap, float),
                          "uid": train.uid.values[list(place)]}, test.index)
 
 # %% ../nbs/01_eda.ipynb #5b8eeba7

@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tarfile
 import time
@@ -205,9 +206,11 @@ def chen_split():
     parts = json.loads((files("xraycap") / "assets" / "chen_split.json").read_text())
     return {uid: part for part, uids in parts.items() for uid in uids}
 
+def _plain(text): return " ".join(re.findall(r"\w+", text.lower())) # the words in their order, case and punctuation aside
+
 def split_studies(
     studies, # DataFrame with `uid` and `findings`
-    split="chen", # 'chen'; 'case-study': 2,758 of 3,337 for training, the rest halved; 'by-text': so too, identical findings together
+    split="chen", # 'chen'; 'case-study': 2,758 of 3,337 for training, the rest halved; 'by-text': so too, but findings with the same words in the same order together
     seed=0, # for the random splits
 ):
     """The part of each study: a Series of 'train', 'val' or 'test' (or '' where the chen split leaves a study out).
@@ -215,7 +218,7 @@ def split_studies(
     Raises `ValueError` for an unknown split."""
     if split not in SPLITS: raise ValueError(f"There is no split named {split!r}: choose one of {', '.join(SPLITS)}.")
     if split == "chen": return studies.uid.map(chen_split()).fillna("")
-    text = studies.findings.map(lambda o: " ".join(o.lower().split())) if split == "by-text" else studies.uid
+    text = studies.findings.map(_plain) if split == "by-text" else studies.uid
     groups = list(studies.groupby(text).indices.values())
     np.random.default_rng(seed).shuffle(groups)
     n_train = round(len(studies) * 2758 / 3337)
