@@ -64,11 +64,17 @@ class CheXNet(nn.Module):
         "The last feature map, after the final norm and ReLU: (B,1024,H/32,W/32)"
         return self.features(self.prepare(x) if x.dtype == torch.uint8 else x).relu()
 
-    def spatial(self, x):
+    def spatial(
+        self,
+        x,  # as for `forward`
+    ):
         "One vector for each place, row by row: (B,49,1024) from 224x224"
         return self(x).flatten(2).transpose(1, 2)  # b c h w -> b (h w) c
 
-    def pooled(self, x):
+    def pooled(
+        self,
+        x,  # as for `forward`
+    ):
         "The mean over all places: (B,1024)"
         return self(x).mean((2, 3))
 

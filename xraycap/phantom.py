@@ -119,14 +119,22 @@ def _turn(axis, degrees):
 # %% ../nbs/03_phantom.ipynb #04a1bc9d
 class View:
     "A parallel projection: `frontal` along y (patient's left on the right), `lateral` along x (front of the chest on the left)"
-    def __init__(self, name, width, height, center, size):
+    def __init__(self,
+        name, # 'frontal' or 'lateral'
+        width, # of the picture, cm
+        height, # of the picture, cm
+        center, # (2,): what its middle shows, cm
+        size, # pixels a side
+    ):
         self.size, self.along, self.across = size, *((1, 0) if name == 'frontal' else (0, 1))
         self.sign = 1. if name == 'frontal' else -1.
         self.du, self.dv = width / size, height / size # cm a pixel
         self.u = center[0] - width / 2 + self.du * (np.arange(size) + .5)
         self.v = center[1] + height / 2 - self.dv * (np.arange(size) + .5)
 
-    def form(self, A):
+    def form(self,
+        A, # (...,3,3), 1/cm²
+    ):
         "Project quadratic forms (...,3,3): ellipse entries and half chord at its centre"
         h, d, s = self.across, self.along, self.sign
         dd = A[..., d, d]
@@ -135,7 +143,10 @@ class View:
         uv = s * (A[..., h, 2] - A[..., h, d] * A[..., 2, d] / dd)
         return uu, vv, uv, 1 / np.sqrt(dd)
 
-    def splat(self, R, *layers):
+    def splat(self,
+        R, # (3,3): how the body is turned
+        *layers, # `Beads`, any number
+    ):
         "Attenuation (layers,size,size) of spheroids: the closed-form chord of each, on the few pixels it covers"
         beads, layer = _join(*layers), np.repeat(np.arange(len(layers)), [len(x.mu) for x in layers])
         pad = 8 + self.size // 4
@@ -169,7 +180,12 @@ class View:
         out = np.bincount(np.concatenate(where), np.concatenate(values), minlength=len(layers) * side**2)
         return out.reshape(-1, side, side)[:, pad:-pad, pad:-pad]
 
-    def interval(self, solid, R, rows=slice(None), cols=slice(None)):
+    def interval(self,
+        solid, # `Solid`
+        R, # (3,3): how the body is turned
+        rows=slice(None), # of the picture, where not all are wanted
+        cols=slice(None), # the same
+    ):
         "Where each ray enters and leaves a solid: two arrays in cm along the ray; they meet where the ray misses it"
         c, A = R @ solid.center, R @ solid.form @ R.T
         uu, vv, uv, half = (x.astype('f4') for x in self.form(A))
@@ -183,11 +199,17 @@ class View:
         mid = (np.float32(c[d]) - tilt[1] * gv) - tilt[0] * gu
         return mid - q, mid + q
 
-    def hits(self, solid, R):
+    def hits(self,
+        solid, # `Solid`
+        R, # (3,3): how the body is turned
+    ):
         "Which rays go through a solid: bool (size,size)"
         return np.subtract(*self.interval(solid, R)[::-1]) > 0
 
-    def box(self, solid, R):
+    def box(self,
+        solid, # `Solid`
+        R, # (3,3): how the body is turned
+    ):
         "Rows and columns that a solid can touch"
         c, A = R @ solid.center, R @ solid.form @ R.T
         uu, vv, uv, _ = self.form(A)
@@ -676,7 +698,7 @@ def _marker(y, rng, frontal):
     y[top:top + g.shape[0], left:left + g.shape[1]][g] = rng.uniform(.9, 1)
 
 # %% ../nbs/03_phantom.ipynb #806915cc
-Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs')
+Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs') # both views, uint8 (size,size); {finding: its masks in both views, bool (size,size)}; heart and lungs in the frontal view, bool (size,size)
 
 def _mask(found, b, b0, name, beads, solids, empty, view, R):
     "Where a finding may change a view: bool (size,size)"

@@ -97,7 +97,7 @@ def _parts(study):
 def study_figure(
     study, # a row of `load_studies`
     still:bool=True, # report and codes beside the views
-) -> Figure:
+) -> Figure: # `savefig` writes it
     "Both views of a study, and what was written of them. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
     lines = []
     if still: # 27 lines fit beside the views
@@ -177,7 +177,7 @@ def phantom_figure(
     uid:int, # study number, the seed of the body
     mesh:list=(), # MeSH codes to paint
     outline:bool=False, # a line round the place of each finding
-) -> Figure:
+) -> Figure: # `savefig` writes it
     "Both views of a simulated patient"
     p = phantom(uid, mesh)
     views = [_large(view, 'RGB' if outline else None) for view in p[:2]]
@@ -236,7 +236,7 @@ def attention_figure(
     report, # `Report` of a decoder with attention
     word:int=0, # place of the word in `report.words`, from 0
     sentence:bool=False, # the mean over the words of its sentence
-) -> Figure:
+) -> Figure: # `savefig` writes it
     "Where the model looked for one word, over both views. Raises `ValueError` for a report without attention."
     from xraycap.report import overlay # here, because it loads fastai, which the other widgets can do without
 
@@ -286,7 +286,7 @@ def beam_figure(
     penalty:float=1., # length penalty: finished reports are ranked by log-probability / length**penalty
     first:int=1, # the first of the nine words to show, from 1
     still:bool=True, # the finished reports below the tree
-) -> Figure:
+) -> Figure: # `savefig` writes it
     "Nine steps of a beam search as columns, parents joined to children, and the line of the report that wins"
     from xraycap.text import EOS
 
