@@ -161,7 +161,7 @@ def entry(module, name, obj, level, source, chapters, titles):
     else:
         if kind == "property": out.append(f"```python\n.{short}\n```")
         else: out.append(f"```python\n{signature(obj if kind else fn, short)}\n```")
-        said = re.sub(r"(?<=\W)--(?=\w)", r"\\-\\-", inspect.cleandoc(fn.__doc__ or ""))
+        said = re.sub(r"`[^`]*`|(?<=\W)--(?=\w)", lambda m: m[0] if m[0][0] == "`" else "\\-\\-", inspect.cleandoc(fn.__doc__ or ""))
         out.append(comment if said.startswith(f"{short}(") else said)
         docs = docments(fn, full=True, returns=True) if kind != "property" else {}
         about = {n: d.docment or help_of(d.anno) for n, d in docs.items() if n not in ("self", "cls", "return")}
