@@ -20,9 +20,9 @@ EMPTY = inspect.Parameter.empty
 
 
 def own_methods(cls):
-    "The public methods and properties that a class itself defines, in the order of its source."
+    "The public methods and properties that a class itself defines and documents, in the order of its source."
     return [(k, v) for k, v in vars(cls).items() if not k.startswith("_")
-            and (inspect.isfunction(v) or isinstance(v, (classmethod, staticmethod, property))) and (getattr(v, "__doc__", None) or code_of(v))]
+            and (inspect.isfunction(v) or isinstance(v, (classmethod, staticmethod, property))) and getattr(code_of(v), "__doc__", None)]
 
 
 def code_of(o):
@@ -64,6 +64,20 @@ def signature(o, name):
     return line + (f" -> {back}" if back and not inspect.isclass(o) else "")
 
 
+def fields(cls):
+    "What the comments in the source of a named tuple say about each field."
+    try: return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", inspect.getsource(cls), re.M))
+    except (TypeError, OSError): return {}
+
+
+def source_line(obj, name, module):
+    "Where a name is defined in its module, from 1; None for what no line there defines."
+    try: return inspect.getsourcelines(obj)[1]
+    except (TypeError, OSError): pass
+    assigned = re.search(rf"^(\w+, )*{name}(, \w+)* = ", inspect.getsource(module), re.M)
+    return inspect.getsource(module)[:assigned.start()].count("\n") + 1 if assigned else None
+
+
 def message_part(node):
     "A piece of an error's message: its words, or {name} for what is filled in."
     if isinstance(node, ast.Constant): return str(node.value)
@@ -90,7 +104,7 @@ def raised(fn, seen=()):
 def example(name, module, chapters):
     "The first short visible cell that calls `name`, and its notebook: the own chapter, or one that imports the name."
     cls, _, method = name.partition(".")
-    call = re.compile(rf"\.{method}\(" if method else rf"(?<![\w.]){name}[(.\[]|\b{name}\b" if cls.isupper() else rf"(?<![\w.]){name}[(.]")
+    call = re.compile(rf"\.{method}\b" if method else rf"(?<![\w.]){name}[(.\[]|\b{name}\b" if cls.isupper() else rf"(?<![\w.]){name}[(.]")
     known = re.compile(rf"from {module} import [^\n]*\b({cls}\b|\*)")
     chapters = [pc for n, pc in enumerate(chapters) if n == 0 or any(known.search(c.source) for c in pc[1])]
     for most in 12, 25:
@@ -105,9 +119,25 @@ def visible_cells(nb):
     return [c for c in nb.cells if c.cell_type == "code" and not hidden.search(c.source) and "def " not in c.source.split("\n")[0]]
 
 
+def commands(module, obj):
+    "The lines at the end of a command's help, where `obj` is a command of the module's program."
+    epilogs = [c.epilog for c in getattr(getattr(module, "app", None), "registered_commands", ()) if c.callback is obj]
+    return [line.strip() for line in epilogs[0].partition("Examples:\n")[2].splitlines()] if epilogs else []
+
+
+def used_by(name, module):
+    "The other names of a module whose source speaks of `name`: [Markdown links]."
+    others = [(n, code_of(getattr(module, n))) for n in module.__all__ if n != name]
+    return [f"[`{n}`](#{n})" for n, fn in others if fn and re.search(rf"(?<![\w.\"']){name}\b", inspect.getsource(fn).partition("\n")[2])]
+
+
 def example_markdown(name, module, chapters, titles):
-    cell, path = example(name, module, chapters)
-    if cell is None: return ""
+    obj = getattr(module, name, None)
+    if lines := commands(module, obj): return "**Example**\n\n```sh\n" + "\n".join(lines) + "\n```"
+    cell, path = example(name, module.__name__, chapters)
+    if cell is None:
+        users = used_by(name, module) if obj is not None else []
+        return f"**Used by** {', '.join(users)}" if users else ""
     code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip()
     texts = ["".join(o.get("text") or (o.get("data") or {}).get("text/plain", "")) for o in cell.get("outputs", [])
              if o.output_type != "error" and o.get("name") != "stderr" and not any(k.startswith("image/") or k.endswith("html") for k in o.get("data", {}))]
@@ -121,27 +151,28 @@ def entry(module, name, obj, level, source, chapters, titles):
     short, fn = name.rpartition(".")[2], code_of(obj) or obj
     out = [f"{'#' * level} {name} {{#{name}}}"]
     kind = "class" if inspect.isclass(obj) else "property" if isinstance(obj, property) else ""
-    try: line = inspect.getsourcelines(fn)[1]
-    except (TypeError, OSError): line = None
-    if line: out.append(f"[source]({source}/{module.__name__.replace('.', '/')}.py#L{line}){{.source-link}}")
+    if line := source_line(fn, name, module): out.append(f"[source]({source}/{module.__name__.replace('.', '/')}.py#L{line}){{.source-link}}")
+    about = re.search(rf"^{name}\b[^#\n]*# (.+)$", inspect.getsource(module), re.M)  # a constant's, a named tuple's
+    comment = about[1][0].upper() + about[1][1:].rstrip(".") + "." if about else ""
     if not (callable(fn) and hasattr(fn, "__name__")) or isinstance(fn, EnumType):  # a constant, or an object such as the Typer app
-        about = re.search(rf"^{name} = .*?  # (.+)$", inspect.getsource(module), re.M)
-        if about: out.append(about[1][0].upper() + about[1][1:] + ".")
+        out.append(comment)
         value = " | ".join(repr(o.value) for o in obj) if isinstance(obj, EnumType) else repr(obj)
-        if " at 0x" not in value: out.append(f"```python\n{textwrap.shorten(f'{name} = {value}', 300, placeholder=' …')}\n```")
+        if " at 0x" not in value and "Path(" not in value: out.append(f"```python\n{textwrap.shorten(f'{name} = {value}', 300, placeholder=' …')}\n```")
     else:
         if kind == "property": out.append(f"```python\n.{short}\n```")
         else: out.append(f"```python\n{signature(obj if kind else fn, short)}\n```")
-        out.append(inspect.cleandoc(fn.__doc__ or "") if not (fn.__doc__ or "").startswith(f"{short}(") else "")
+        said = re.sub(r"`[^`]*`|(?<=\W)--(?=\w)", lambda m: m[0] if m[0][0] == "`" else "\\-\\-", inspect.cleandoc(fn.__doc__ or ""))
+        out.append(comment if said.startswith(f"{short}(") else said)
         docs = docments(fn, full=True, returns=True) if kind != "property" else {}
         about = {n: d.docment or help_of(d.anno) for n, d in docs.items() if n not in ("self", "cls", "return")}
+        if hasattr(obj, "_fields"): about = fields(obj)
         lines = [f"- `{n}`: {plain(text)}" for n, text in about.items() if text]
         if lines: out.append("**Parameters**\n\n" + "\n".join(lines))
         back = docs.get("return")
         if back is not None and back.docment: out.append(f"**Returns** {plain(back.docment)}")
         if errors := raised(obj.__init__ if inspect.isclass(obj) else obj):
             out.append("**Errors**\n\n" + "\n".join(f"- `{e}`: {plain(m)}" for e, m in errors))
-    out.append(example_markdown(name, module.__name__, chapters, titles))
+    out.append(example_markdown(name, module, chapters, titles))
     return "\n\n".join(o for o in out if o), name
 
 

@@ -698,7 +698,7 @@ def _marker(y, rng, frontal):
     y[top:top + g.shape[0], left:left + g.shape[1]][g] = rng.uniform(.9, 1)
 
 # %% ../nbs/03_phantom.ipynb #806915cc
-Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs')
+Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs') # both views, uint8 (size,size); {finding: its masks in both views, bool (size,size)}; heart and lungs in the frontal view, bool (size,size)
 
 def _mask(found, b, b0, name, beads, solids, empty, view, R):
     "Where a finding may change a view: bool (size,size)"

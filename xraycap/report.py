@@ -125,7 +125,7 @@ class Captioner:
         frontal, # path, PIL image or uint8 array (H, W)
         lateral=None, # the same; None: the frontal image is used twice
         k:int=3, # beam width
-    ) -> Report:
+    ) -> Report: # words, attention and notice
         "Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         started = time.perf_counter()
         views, features = self.encode(frontal, lateral)
@@ -153,6 +153,7 @@ def overlay(
     grey, colour = view[..., None] / 255, colormaps["inferno"](smooth[..., 0])[..., :3]
     return (1 - .6 * smooth) * grey + .6 * smooth * colour
 
+# %% ../nbs/14_report.ipynb #7c41d9b0
 def report_figure(
     report:Report, # what `Captioner.report` returned
 ) -> Figure: # `savefig` writes it
@@ -164,11 +165,11 @@ def report_figure(
             maps, share = maps / max(maps.max(), 4 / 98), maps[0].sum() / maps.sum()
             panels.append((f"{sentence} ({share:.0%} frontal)", both(*map(overlay, report.views, maps))))
     rows = -(-len(panels) // 2)
-    fig = Figure(figsize=(11, 3.1 * rows + .5), layout="constrained")
+    fig = Figure(figsize=(8, 2.4 * rows + .5), layout="constrained")
     axes = fig.subplots(rows, 2, squeeze=False).ravel()
     for ax in axes: ax.axis("off")
     for ax, (title, picture) in zip(axes, panels):
         ax.imshow(picture, cmap="gray")
-        ax.set_title(textwrap.fill(title, 62), fontsize=10)
-    fig.supxlabel(textwrap.fill(report.notice, 160), fontsize=8)
+        ax.set_title(textwrap.fill(title, 46), fontsize=10)
+    fig.supxlabel(textwrap.fill(report.notice, 110), fontsize=9)
     return fig

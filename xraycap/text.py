@@ -109,4 +109,4 @@ def sentences(
 ) -> list:  # sentences, each with a capital letter and a full stop
     "The sentences of `text`, written for a reader"
     parts = [p.strip() for p in re.split(r'\.(?:\s+|$)', text)]
-    return [p[0].upper() + p[1:] + '.' for p in parts if p]
+    return [p[0].upper() + p[1:] + '.' for p in (p.replace('xxxx', 'XXXX') for p in parts) if p]

@@ -35,10 +35,10 @@ def _large(image, mode=None):
 def _views(
     views, # two uint8 arrays (400,400) or (400,400,3)
     titles, # a line over each
-    right=0, below=0, # room for words, pixels
+    below=0, # room for words, pixels
 ):
     "A figure of two views side by side"
-    width, height = 810 + right, 424 + below
+    width, height = 810, 424 + below
     fig = Figure((width / 100, height / 100), dpi=100)
     for i, (view, title) in enumerate(zip(views, titles)):
         ax = fig.add_axes([410 * i / width, below / height, 400 / width, 400 / height])
@@ -96,17 +96,17 @@ def _parts(study):
 # %% ../nbs/19_widgets.ipynb #dde6c5fe
 def study_figure(
     study, # a row of `load_studies`
-    still:bool=True, # report and codes beside the views
-) -> Figure:
+    still:bool=True, # report and codes below the views
+) -> Figure: # `savefig` writes it
     "Both views of a study, and what was written of them. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
     lines = []
-    if still: # 27 lines fit beside the views
-        for name, text in _parts(study): lines += [name.upper(), *textwrap.wrap(text, 58), '']
-        if len(lines) > 27: lines[26:] = ['...']
+    if still:
+        for name, text in _parts(study): lines += textwrap.wrap(f'{name.upper()}: {text}', 112)
     note = ', simulated' * _simulated(study)
     titles = [f'study {study.uid}, frontal{note}', f'lateral{note}']
-    fig = _views([_large(view) for view in study_views(study)], titles, right=390 * still)
-    if still: fig.text(.685, 1 - 24 / 424, '\n'.join(lines), va='top', fontsize=8.5)
+    below = (17 * len(lines) + 8) * still
+    fig = _views([_large(view) for view in study_views(study)], titles, below=below)
+    if still: fig.text(0, (below - 8) / (424 + below), '\n'.join(lines), va='top', fontsize=9, linespacing=1.3)
     return fig
 
 # %% ../nbs/19_widgets.ipynb #081c48c0
@@ -177,7 +177,7 @@ def phantom_figure(
     uid:int, # study number, the seed of the body
     mesh:list=(), # MeSH codes to paint
     outline:bool=False, # a line round the place of each finding
-) -> Figure:
+) -> Figure: # `savefig` writes it
     "Both views of a simulated patient"
     p = phantom(uid, mesh)
     views = [_large(view, 'RGB' if outline else None) for view in p[:2]]
@@ -236,7 +236,7 @@ def attention_figure(
     report, # `Report` of a decoder with attention
     word:int=0, # place of the word in `report.words`, from 0
     sentence:bool=False, # the mean over the words of its sentence
-) -> Figure:
+) -> Figure: # `savefig` writes it
     "Where the model looked for one word, over both views. Raises `ValueError` for a report without attention."
     from xraycap.report import overlay # here, because it loads fastai, which the other widgets can do without
 
@@ -286,7 +286,7 @@ def beam_figure(
     penalty:float=1., # length penalty: finished reports are ranked by log-probability / length**penalty
     first:int=1, # the first of the nine words to show, from 1
     still:bool=True, # the finished reports below the tree
-) -> Figure:
+) -> Figure: # `savefig` writes it
     "Nine steps of a beam search as columns, parents joined to children, and the line of the report that wins"
     from xraycap.text import EOS
 
