@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['decoder_names', 'assets', 'model_files', 'score_card', 'check_out', 'save_model', 'find_model', 'load_model',
            'generate', 'describe', 'evaluate', 'studies_of', 'baselines', 'nearest', 'results_table',
-           'consensus_reports', 'composed_reports', 'cross_codes', 'start_from_findings', 'train_captioner',
-           'paired_bootstrap', 'findings_table']
+           'consensus_reports', 'report_weights', 'composed_reports', 'cross_codes', 'start_from_findings',
+           'train_captioner', 'paired_bootstrap', 'findings_table']
 
 # %% ../nbs/13_results.ipynb #5ef3a0e7
 import json
 import random
-from functools import cache
+import re
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -22,9 +23,10 @@ import pandas as pd
 import torch
 from fastai.callback.tracker import SaveModelCallback
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib, set_seed
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import MultiLabelBinarizer
 from tqdm.auto import tqdm
 
@@ -242,46 +244,105 @@ def consensus_reports(
         chosen.append(group[(likeness * brevity).argmax()])
     return [texts[i] for i in chosen]
 
-# %% ../nbs/13_results.ipynb #3567bf35
-_denied = {  # a word of a sentence about a healthy chest -> the findings that make the sentence untrue
-    "clear": {"Opacity", "Atelectasis", "Airspace Disease", "Interstitial Markings", "Nodule", "Edema"},
-    "consolidation": {"Airspace Disease"}, "effusion": {"Pleural Effusion", "Blunted Costophrenic Angle"}, "pneumothorax": {"Pneumothorax"},
-    "heart": {"Cardiomegaly"}, "cardiac": {"Cardiomegaly"}, "cardiomediastinal": {"Cardiomegaly"}}
+# %% ../nbs/13_results.ipynb #42b4b643
+def report_weights(
+    mesh:list, # of lists of str, the codes of the training studies
+    ask:list, # of lists of str, the codes of other studies
+    ridge:float=3., # penalty on the regression's squared coefficients
+) -> np.ndarray: # (len(ask), len(mesh)) float: times any count in the training reports, it predicts that count for the others
+    "Ridge regression on what is visible of the codes, written as weights of the training reports (each row sums to 1)."
+    by_code = TfidfVectorizer(analyzer=_visible_parts, binary=True)
+    x = by_code.fit_transform(mesh).toarray()  # train part
+    mean, x = x.mean(0), x - x.mean(0)
+    fit = np.linalg.solve(x.T @ x + ridge * np.eye(len(mean)), x.T)  # part train
+    return 1 / len(mesh) + (by_code.transform(ask).toarray() - mean) @ fit
 
+# %% ../nbs/13_results.ipynb #82c16907
 def _lines(text): return [f"{line.strip()} ." for line in text.split(" .") if line.strip()]
 
+_healthy = {  # what a sentence about a healthy chest speaks of: its words, and the findings that make it untrue
+    "heart": ("heart|cardi", {"Cardiomegaly"}), "mediastinum": ("mediastin", set()),
+    "clear": ("clear", {"Opacity", "Atelectasis", "Airspace Disease", "Interstitial Markings", "Nodule", "Edema"}),
+    "consolidation": ("consolidation|air ?space|infiltrat", {"Airspace Disease"}),
+    "effusion": ("effusion", {"Pleural Effusion", "Blunted Costophrenic Angle"}), "pneumothorax": ("pneumothora", {"Pneumothorax"}),
+    "vessels": ("vascula", {"Edema"}), "bones": ("bon[ey]|osseous|skelet", {"Fracture"})}
+
+# %% ../nbs/13_results.ipynb #72acffbd
+def _ngrams(text):
+    "Its 1- to 4-grams, each with its running number: the second 'the' is another one than the first"
+    words, seen, out = text.split(), Counter(), []
+    for n in range(1, 5):
+        for gram in zip(*(words[i:] for i in range(n))):
+            seen[gram] += 1
+            out.append((gram, seen[gram]))
+    return out
+
+_precision = np.array([.56, .27, .145, .08])  # of words, of two words in a row, of three, of four
+_price = np.array([-.3, 1, 1, 1])  # of saying one
+
+# %% ../nbs/13_results.ipynb #bed14ab0
+class _Composer:
+    "Puts reports together from the sentences of `texts`."
+    def __init__(self, texts):
+        places = defaultdict(list)  # of each sentence in its reports, from 0 to 1
+        for text in texts:
+            lines = _lines(text)
+            for j, line in enumerate(lines): places[line].append((j + .5) / len(lines))
+        self.lines = [line for line in places if len(line.split()) > 3 and "xxxx" not in line]
+        self.place = [np.mean(places[line]) for line in self.lines]
+        count = CountVectorizer(analyzer=_ngrams, binary=True)
+        self.known, self.number = count.fit_transform(texts).T.tocsr(), count.vocabulary_  # n-gram report
+        self.has = count.transform(self.lines)  # line n-gram
+        self.order = np.array([len(gram) - 1 for gram, _ in count.get_feature_names_out()])
+        self.cost = self.has @ _price[self.order]
+        self.named = MultiLabelBinarizer(classes=FINDINGS).fit_transform(map(label_findings, self.lines)).astype(bool)  # line finding
+        healthy = np.array([[bool(re.search(words, line)) for words, _ in _healthy.values()] for line in self.lines]) & ~self.named.any(1, keepdims=True)
+        self.untrue = healthy @ np.array([[f in findings for f in FINDINGS] for _, findings in _healthy.values()])
+        self.about = np.hstack([self.named, healthy])
+        self.allowed = np.ones(len(self.lines), bool)
+
+# %% ../nbs/13_results.ipynb #361c3710
+@patch
+def text(self:_Composer, chosen):
+    "The report of the sentences with these numbers"
+    return " ".join(self.lines[i] for i in sorted(chosen, key=self.place.__getitem__))
+
+@patch
+def __call__(self:_Composer, weights, found):
+    "The numbers of the sentences to say, for `weights` of the texts and a set of findings"
+    gain, want = self.known @ weights / _precision[self.order], np.isin(FINDINGS, list(found))
+    fixed, free = 10 * (self.named @ np.where(want, 1, -1)) - self.cost, self.allowed & ~(self.untrue & want).any(1)
+    chosen = []
+    while free.any():
+        gain[[self.number[gram] for gram in _ngrams(self.text(chosen)) if gram in self.number]] = 0  # a match counts once
+        worth = np.where(free, self.has @ gain + fixed, -np.inf)
+        best = worth.argmax()
+        if worth[best] <= 0: break
+        chosen.append(best)
+        free &= ~(self.about & self.about[best]).any(1)
+    return chosen
+
+# %% ../nbs/13_results.ipynb #2bdfbb61
 def composed_reports(
     texts:list, # of str, the cleaned training reports
     mesh:list, # of lists of str, their MeSH codes
     ask:list, # of lists of str, the codes of the studies that want a report
-    k:int=12, # sentences from the nearest training studies (and those as near as the last) that have a say
 ) -> list: # of str, a report for each of `ask`, of sentences from `texts`
-    "For each finding the most typical sentence that names it, among what radiologists say of a healthy chest, as far as that is still true."
-    normal = [line for line in _lines(best_constant(texts)) if not label_findings(line)]
-    named = {f: [] for f in FINDINGS}  # finding -> study, place in the report (from 0 to 1) and words of each sentence that names it alone
-    for i, lines in enumerate(map(_lines, texts)):
-        for j, line in enumerate(lines):
-            labels = label_findings(line)
-            if len(labels) == 1: named[labels.pop()].append((i, (j + .5) / len(lines), line))
-    words = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 4), lowercase=False, sublinear_tf=True).fit(texts)
-    by_code = TfidfVectorizer(analyzer=_visible_parts, binary=True)
-    known = by_code.fit_transform(mesh)
-
-    @cache
-    def about(finding, codes):  # place and words
-        studies, places, lines = zip(*named[finding])
-        near = (by_code.transform([codes]) @ known[list(studies)].T).toarray()[0]
-        group = np.flatnonzero(near >= np.sort(near)[-min(k, len(near))] - 1e-6)
-        spoken = words.transform([lines[i] for i in group])
-        return np.mean(places), lines[group[np.asarray(spoken @ np.asarray(spoken.sum(0)).T).ravel().argmax()]]
-
-    reports = []
-    for codes in ask:
-        found = mesh_findings(codes)
-        parts = [(j / len(normal), line) for j, line in enumerate(normal) if not any(found & _denied.get(word, set()) for word in line.split())]
-        parts += [about(f, tuple(code for code in codes if f in mesh_findings([code]))) for f in FINDINGS if f in found and named[f]]
-        reports.append(" ".join(dict.fromkeys(line for _, line in sorted(parts, key=lambda part: part[0]))))
-    return reports
+    "The sentences that together are the likeliest to share their n-grams with a radiologist's report on such codes, and that name the findings (minimum Bayes risk)."
+    compose = _Composer(texts)
+    def choose(ask):
+        keys = ["|".join(sorted({*_visible_parts(codes)})) for codes in ask]  # studies that look alike get one report
+        new = dict(zip(keys, ask))
+        weights = report_weights(mesh, list(new.values()))
+        made = {key: compose(w, mesh_findings(codes)) for w, (key, codes) in zip(weights, new.items())}
+        return [made[key] for key in keys]
+    counts = Counter(i for chosen in choose(mesh) for i in chosen)
+    often = np.array([counts[i] for i in range(len(compose.lines))])
+    compose.allowed = often >= len(mesh) // 200
+    for wanted in compose.named.T * often:  # of one finding
+        most = np.argsort(-wanted, kind="stable")[:3]
+        compose.allowed[most[wanted[most] > 0]] = True
+    return [compose.text(chosen) for chosen in choose(ask)]
 
 # %% ../nbs/13_results.ipynb #85c7b5ed
 def cross_codes(
@@ -341,7 +402,7 @@ def train_captioner(
     lr:float=2e-3, # highest learning rate of the one-cycle schedule
     bs:int=32, # studies in a batch; `accelerate launch` shares them among its processes
     min_count:int=3, # a word must occur this often in the training reports
-    consensus:int=12, # studies that agree on a sentence for a finding (`composed_reports`); 0, or no study has a MeSH code: each its own report
+    composed:bool=True, # learn `composed_reports`; otherwise, or where no study has a MeSH code, each its own report
     seed:int=0, # of everything random
     dropout:float=.3, # of the decoder
     bodies:int=2, # simulated images: so many patients with a training study's codes; and, to learn composed reports, as many with crossed codes
@@ -354,17 +415,17 @@ def train_captioner(
     source, split, studies = studies.attrs["images"], studies.attrs["split"], studies[studies.split.isin(["train", "val"])]
     if studies.split.nunique() < 2: raise ValueError(f"Training needs studies in both parts, train and val; {images} has only {', '.join(set(studies.split)) or 'others'}.")
     train, val = (studies[studies.split == part] for part in ("train", "val"))
-    agree = consensus and train.mesh.map(len).any()
+    composed = composed and train.mesh.map(len).any()
     if source == "phantom":
         more = [train.assign(uid=train.uid + 10_000 * i) for i in range(1, bodies)]
-        if agree: more += [train.assign(uid=train.uid + 10_000 * i, mesh=cross_codes(list(train.mesh), i)) for i in range(bodies, 2 * bodies)]
+        if composed: more += [train.assign(uid=train.uid + 10_000 * i, mesh=cross_codes(list(train.mesh), i)) for i in range(bodies, 2 * bodies)]
         studies = pd.concat([train, *more, val])
     studies.attrs["images"] = source
     store = store_features(studies, CheXNet(encoder))
     set_seed(seed)
     texts = list(train.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=min_count)
-    if agree: studies = studies.assign(findings=composed_reports(texts, list(train.mesh), list(studies.mesh), consensus))
+    if composed: studies = studies.assign(findings=composed_reports(texts, list(train.mesh), list(studies.mesh)))
     epochs = epochs or min(40, round(80_000 / (studies.split == "train").sum()))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
