@@ -356,6 +356,13 @@ def cross_codes(
         out.append([code for code in both if code != "normal" and rng.random() < .5] or ["normal"])
     return out
 
+# %% ../nbs/13_results.ipynb #51feeb86
+def _in_bodies(train, n, crossed):
+    "The training studies, simulated in `n` bodies each; where `crossed`, in as many more with crossed codes."
+    more = [train.assign(uid=train.uid + 10_000 * i) for i in range(1, n)]
+    if crossed: more += [train.assign(uid=train.uid + 10_000 * i, mesh=cross_codes(list(train.mesh), i)) for i in range(n, 2 * n)]
+    return pd.concat([train, *more])
+
 # %% ../nbs/13_results.ipynb #6974e6c4
 def start_from_findings(
     decoder:torch.nn.Module, # one of `decoder_names`, untrained
@@ -416,10 +423,7 @@ def train_captioner(
     if studies.split.nunique() < 2: raise ValueError(f"Training needs studies in both parts, train and val; {images} has only {', '.join(set(studies.split)) or 'others'}.")
     train, val = (studies[studies.split == part] for part in ("train", "val"))
     composed = composed and train.mesh.map(len).any()
-    if source == "phantom":
-        more = [train.assign(uid=train.uid + 10_000 * i) for i in range(1, bodies)]
-        if composed: more += [train.assign(uid=train.uid + 10_000 * i, mesh=cross_codes(list(train.mesh), i)) for i in range(bodies, 2 * bodies)]
-        studies = pd.concat([train, *more, val])
+    if source == "phantom": studies = pd.concat([_in_bodies(train, bodies, composed), val])
     studies.attrs["images"] = source
     store = store_features(studies, CheXNet(encoder))
     set_seed(seed)
