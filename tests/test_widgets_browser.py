@@ -1,4 +1,4 @@
-"The widgets in JupyterLab, in Chromium: a slider moved by keyboard changes the picture."
+"The four widgets in JupyterLab, in Chromium: a slider moved by keyboard, or a word clicked, changes the picture."
 import importlib.util
 import os
 import secrets
@@ -16,12 +16,21 @@ body = phantom_sliders(11)
 body""", """import pandas as pd
 from xraycap import study_browser
 rows = [(11, 'phantom-11', 'phantom-11-lateral', 'The heart is large.', ['Cardiomegaly']), (12, 'phantom-12', 'phantom-12-lateral', 'Clear lungs.', ['normal'])]
-study_browser(pd.DataFrame(rows, columns=['uid', 'frontal', 'lateral', 'findings', 'mesh']))"""]
+study_browser(pd.DataFrame(rows, columns=['uid', 'frontal', 'lateral', 'findings', 'mesh']))""", """import torch
+from xraycap import AttentionDecoder, Captioner, Vocab, attention_explorer
+from xraycap.report import example_study
+torch.manual_seed(2)  # random weights that give finished reports of 1 to 3 words
+vocab = Vocab('the heart is large lungs are clear no effusion .'.split())
+decoder = AttentionDecoder(len(vocab), hidden=16, attention=8)
+for p in decoder.parameters(): p.data *= 1.7
+captioner, example = Captioner(decoder, vocab, dict(encoder='phantom', images='phantom')), example_study()
+attention_explorer(captioner.report(example['frontal'], example['lateral']))""", """from xraycap import beam_explorer
+beam_explorer(captioner, example['frontal'], example['lateral'])"""]
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "The address of a notebook with two widgets in a JupyterLab on loopback that knows nothing of the user's settings."
+    "The address of a notebook with the four widgets in a JupyterLab on loopback that knows nothing of the user's settings."
     if importlib.util.find_spec("jupyterlab") is None: pytest.skip("JupyterLab is not installed: pip install -e '.[dev]'")
     root = tmp_path_factory.mktemp("lab")
     kernel = dict(kernelspec=dict(name="python3", display_name="python3"))
@@ -54,13 +63,13 @@ def lab(tmp_path_factory):
 def page(lab, browser):
     "The notebook, run from the top."
     page = browser.new_page(viewport=dict(width=1280, height=1600))
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(180_000)
     page.goto(lab)
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
     page.get_by_text("| Idle").wait_for()  # a kernel that is still starting makes JupyterLab ask which one is wanted
     page.locator(".lm-MenuBar-item", has_text="Run").click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.locator(".jp-Cell img.widget-image").nth(1).wait_for()
+    page.locator(".jp-Cell img.widget-image").nth(3).wait_for()
     yield page
     page.close()
 
@@ -127,3 +136,32 @@ def test_browsing_and_searching_change_picture_and_words(page):
     widget.locator("input[type=text]").first.fill("unicorn")
     widget.get_by_text("No study has all of that.").wait_for()
     assert not picture.is_visible()
+
+
+def test_clicking_and_sliding_over_the_words_changes_the_attention(page):
+    widget, picture = page.locator(".jp-Cell").nth(2), page.locator(".jp-Cell").nth(2).locator("img.widget-image")
+    words = widget.locator(".widget-toggle-button")
+    first = pixels(picture)
+    words.nth(2).click()
+    third = changed(picture, first)
+    widget.get_by_role("slider").focus()  # it went with the click: one to the left is the second word
+    page.keyboard.press("ArrowLeft")
+    second = changed(picture, third)
+    widget.locator(".widget-toggle-button:nth-child(2).mod-active").wait_for()
+    words.nth(0).click()
+    assert changed(picture, second) == first
+
+
+def test_beam_width_and_length_penalty_change_the_tree(page):
+    widget, picture = page.locator(".jp-Cell").nth(3), page.locator(".jp-Cell").nth(3).locator("img.widget-image")
+    width, penalty = (widget.locator(".widget-hslider", has_text=name).get_by_role("slider") for name in ("Beam width k", "Length penalty"))
+    three = pixels(picture)
+    width.focus()
+    page.keyboard.press("ArrowRight")
+    four = changed(picture, three)
+    widget.locator("tr").nth(4).wait_for()  # below the heading, a fourth finished report
+    penalty.focus()
+    page.keyboard.press("Home")
+    short = changed(picture, four)  # without a penalty the line of a shorter report wins
+    page.keyboard.press("End")
+    assert changed(picture, short) == four
