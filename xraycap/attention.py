@@ -28,7 +28,7 @@ def _attend(
     weights = (half @ v).softmax(-1)  # b k p; the -1 moves all places alike, which softmax does not see
     return weights @ annotations, weights
 
-def _power(x): return x.clamp(-40, 40).neg().exp()  # so that a product of two is a float32 number
+def _power(x): return x.clamp(-40, 40).neg_().exp_()  # so that a product of two is a float32 number
 
 class BahdanauAttention(nn.Module):
     "Additive attention (Bahdanau et al. 2015): a small network scores each place from the decoder's state and the place's key."
@@ -59,9 +59,10 @@ class BahdanauAttention(nn.Module):
         query = 2 * self.W(h).unflatten(0, (len(keys), -1))  # (b k) s -> b k s
         if not self.training: query = _power(query)
         some = max(1, 2**18 // (query.shape[1] * keys[0].numel())) if keys.device.type == 'cpu' else len(keys)  # studies: 1 MiB of sums
-        v = 2 * self.v.weight[0]
-        parts = [_attend(*part, v, not self.training) for part in zip(query.split(some), keys.split(some), annotations.split(some))]
-        return tuple((torch.cat(x) if len(x) > 1 else x[0]).flatten(0, 1) for x in zip(*parts))
+        studies, rest = (query, keys, annotations), (2 * self.v.weight[0], not self.training)
+        if len(keys) <= some: found = _attend(*studies, *rest)
+        else: found = map(torch.cat, zip(*(_attend(*part, *rest) for part in zip(*(x.split(some) for x in studies)))))
+        return tuple(x.flatten(0, 1) for x in found)
 
 # %% ../nbs/09_attention.ipynb #c10be4d3
 def gru_step(
@@ -122,7 +123,8 @@ class AttentionDecoder(nn.Module):
         "Attend from the previous state, then let the context and the word change it."
         annotations, keys = memory
         context, weights = self.attention(h, keys, annotations)
-        return gru_step(word + self.context_gates(context), self.state_gates(h), h), context, weights
+        x = torch.addmm(word, context, self.context_gates.weight.T)
+        return gru_step(x, self.state_gates(h), h), context, weights
 
     def _said(
         self,
@@ -148,8 +150,10 @@ class AttentionDecoder(nn.Module):
         memory,  # annotations (B, 98, hidden) and keys (B, 98, attention): one copy a study
     ):  # logits (N, V), state, attention (N, 98)
         "One more word for each hypothesis, and where it looked."
-        words, which = tokens.unique(return_inverse=True)  # many hypotheses say the same few words
-        gates, said = (x[which] for x in self._said(words))
+        if len(tokens) < 8: gates, said = self._said(tokens)
+        else:
+            words, which = tokens.unique(return_inverse=True)  # many hypotheses say the same few words
+            gates, said = (x[which] for x in self._said(words))
         h, context, weights = self._look(state[0], gates, memory)
         return self._logits(h, context, said), (h,), weights
 

@@ -25,9 +25,8 @@ def _word_logp(
     logits,  # (N, V); changed in place
 ):  # (N, V) log-probabilities of the words that may be said
     "log softmax over everything but PAD, SOS and UNK, which get -inf."
-    logits = logits.float()
     for i in (PAD, SOS, UNK): logits[:, i] = -torch.inf
-    return logits.log_softmax(-1)
+    return logits.log_softmax(-1, torch.float32)
 
 # %% ../nbs/10_search.ipynb #78c1feb7
 @contextmanager
@@ -54,7 +53,7 @@ def _take(
 ):
     "These rows of each tensor."
     rows = torch.from_numpy(rows)
-    return tuple(x[rows.to(x.device)] for x in tensors)
+    return tuple(x.index_select(0, rows.to(x.device)) for x in tensors)
 
 # %% ../nbs/10_search.ipynb #68389a34
 def _cut(
@@ -177,18 +176,19 @@ def beam_search(
             logits, state, look = model.step(tokens, state, memory)
             logp, parent, word = _expand(logp, _word_logp(logits), room, k)
             steps.append((row, word, parent, logp.copy(), None if look is None else look.unflatten(0, (-1, width))))
-            ended = np.isfinite(logp) & ((word == EOS) | (t == max_len))
-            score = np.where(ended, logp / t, -np.inf)
-            better = score.max(1) > best[study]
-            best[study[better]] = score.max(1)[better]
-            end[study[better]] = np.stack(np.broadcast_arrays(t - 1, score.argmax(1)[better]), 1)
-            room = room - ended.sum(1, keepdims=True)
+            ended = (logp > -np.inf) & ((word == EOS) | (t == max_len))
+            if ended.any():
+                score = np.where(ended, logp / t, -np.inf)
+                better = score.max(1) > best[study]
+                best[study[better]] = score.max(1)[better]
+                end[study[better]] = np.stack(np.broadcast_arrays(t - 1, score.argmax(1)[better]), 1)
+                room = room - ended.sum(1, keepdims=True)
             hopeless = logp / max_len <= best[study, None]  # even if every further word were certain
             logp[ended | hopeless] = -np.inf
-            going = np.isfinite(logp).any(1)
+            going = (logp > -np.inf).any(1)
             if not going.any(): break
             origin = parent + width * np.arange(len(study))[:, None]  # each one's parent among the rows of the state
-            if going.mean() <= .75:
+            if going.sum() <= .75 * len(going):
                 study, logp, room, word, origin = (x[going] for x in (study, logp, room, word, origin))
                 memory, row = _take(memory, np.flatnonzero(going)), np.zeros(B, int)
                 row[study] = np.arange(len(study))
