@@ -1,6 +1,6 @@
 """The API reference: a page for each module of xraycap, made from its signatures, docments and `raise` statements.
 
-The example of a name is the first short cell of the notebooks that uses it, its own chapter first.
+The example of a name is the first short cell of the notebooks that uses it, its own chapter first; where there is none, a line of the module itself.
 """
 import ast
 import importlib
@@ -126,9 +126,11 @@ def commands(module, obj):
 
 
 def used_by(name, module):
-    "The other names of a module whose source speaks of `name`: [Markdown links]."
+    "The other names of a module whose code uses `name`, each with the first line that does: [(name, line)]."
+    use = re.compile(rf"^(?! *[\"'])[^#`\n]*(?<![\w.\"'`]){name}\b.*", re.M)  # neither a docstring nor a comment
     others = [(n, code_of(getattr(module, n))) for n in module.__all__ if n != name]
-    return [f"[`{n}`](#{n})" for n, fn in others if fn and re.search(rf"(?<![\w.\"']){name}\b", inspect.getsource(fn).partition("\n")[2])]
+    found = [(n, use.search(inspect.getsource(fn).partition("\n")[2])) for n, fn in others if fn]
+    return [(n, m[0].strip()) for n, m in found if m]
 
 
 def example_markdown(name, module, chapters, titles):
@@ -137,7 +139,7 @@ def example_markdown(name, module, chapters, titles):
     cell, path = example(name, module.__name__, chapters)
     if cell is None:
         users = used_by(name, module) if obj is not None else []
-        return f"**Used by** {', '.join(users)}" if users else ""
+        return "**Example**, from [`{0}`](#{0})\n\n```python\n{1}\n```".format(*users[0]) if users else ""
     code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip()
     texts = ["".join(o.get("text") or (o.get("data") or {}).get("text/plain", "")) for o in cell.get("outputs", [])
              if o.output_type != "error" and o.get("name") != "stderr" and not any(k.startswith("image/") or k.endswith("html") for k in o.get("data", {}))]
