@@ -126,11 +126,12 @@ def commands(module, obj):
 
 
 def used_by(name, module):
-    "The other names of a module whose code uses `name`, each with the first line that does: [(name, line)]."
+    "The first other name of a module whose code uses `name`, and the line that does; None where there is none."
     use = re.compile(rf"^(?! *[\"'])[^#`\n]*(?<![\w.\"'`]){name}\b.*", re.M)  # neither a docstring nor a comment
-    others = [(n, code_of(getattr(module, n))) for n in module.__all__ if n != name]
-    found = [(n, use.search(inspect.getsource(fn).partition("\n")[2])) for n, fn in others if fn]
-    return [(n, m[0].strip()) for n, m in found if m]
+    for other in module.__all__:
+        fn = code_of(getattr(module, other))
+        if other != name and fn and (found := use.search(inspect.getsource(fn).partition("\n")[2])): return other, found[0].strip()
+    return None
 
 
 def example_markdown(name, module, chapters, titles):
@@ -138,8 +139,8 @@ def example_markdown(name, module, chapters, titles):
     if lines := commands(module, obj): return "**Example**\n\n```sh\n" + "\n".join(lines) + "\n```"
     cell, path = example(name, module.__name__, chapters)
     if cell is None:
-        users = used_by(name, module) if obj is not None else []
-        return "**Example**, from [`{0}`](#{0})\n\n```python\n{1}\n```".format(*users[0]) if users else ""
+        use = used_by(name, module) if obj is not None else None
+        return "**Example**, from [`{0}`](#{0})\n\n```python\n{1}\n```".format(*use) if use else ""
     code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip()
     texts = ["".join(o.get("text") or (o.get("data") or {}).get("text/plain", "")) for o in cell.get("outputs", [])
              if o.output_type != "error" and o.get("name") != "stderr" and not any(k.startswith("image/") or k.endswith("html") for k in o.get("data", {}))]
