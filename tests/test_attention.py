@@ -53,6 +53,25 @@ def test_step_by_step_equals_teacher_forcing(decoder):
     torch.testing.assert_close(torch.stack(one_by_one, 1), decoder(features, tokens), atol=1e-5, rtol=1e-5)
 
 
+def test_gradients_of_all_steps_at_once_are_those_of_one_step_after_the_other():
+    torch.manual_seed(0)
+    decoder = AttentionDecoder(V, hidden=32, attention=128, dropout=0.)  # so large that the studies go through in two parts
+    features, tokens, targets = torch.rand(30, 98, 1024), torch.randint(3, V, (30, 6)), torch.randint(3, V, (30, 6))
+
+    def gradients(logits):
+        decoder.zero_grad()
+        masked_loss(logits, targets).backward()
+        return {name: p.grad.clone() for name, p in decoder.named_parameters() if p.requires_grad}
+
+    memory, state = decoder.start(features)
+    one_by_one = []
+    for t in range(6):
+        logits, state, _ = decoder.step(tokens[:, t], state, memory)
+        one_by_one.append(logits)
+    expected, found = gradients(torch.stack(one_by_one, 1)), gradients(decoder(features, tokens))
+    for name, gradient in expected.items(): torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
 def test_memory_is_one_copy_a_study(decoder):
     features, tokens = torch.rand(2, 98, 1024), torch.randint(3, V, (6,))
     memory, _ = decoder.start(features)

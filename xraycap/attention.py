@@ -11,22 +11,20 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 from .lstm import frozen_embedding
 
 # %% ../nbs/09_attention.ipynb #cbb09064
-def _attend(
+def _scores(
     query,  # (B, k, size) 2 W h of each hypothesis, or exp(-2 W h)
     keys,  # (B, P, size) 2 U a, or exp(-2 U a)
-    annotations,  # (B, P, hidden)
     v,  # (size,) 2 v
     powers,  # are query and keys the powers of e?
-):  # contexts (B, k, hidden) and weights (B, k, P)
+):  # (B, k, P)
     query, keys = query[:, :, None], keys[:, None]  # b k 1 s and b 1 p s
     if powers: half = torch.addcmul(query.new_ones(()), query, keys).reciprocal_()
     else: half = (query + keys).sigmoid_()  # tanh(x) = 2 sigmoid(2 x) - 1
-    weights = (half @ v).softmax(-1)  # b k p; the -1 moves all places alike, which softmax does not see
-    return weights @ annotations, weights
+    return half @ v  # the -1 moves all places alike, which softmax does not see
 
 def _power(x): return x.clamp(-40, 40).neg_().exp_()  # so that a product of two is a float32 number
 
@@ -49,20 +47,35 @@ class BahdanauAttention(nn.Module):
         keys = 2 * self.U(annotations)
         return keys if self.training else _power(keys)
 
+    def parts(
+        self,
+        keys,  # (B, P, size)
+        k: int = 1,  # hypotheses a study
+    ):  # tuple of tensors
+        "The keys of as many studies at a time as a CPU core's cache holds the sums of: about 1 MiB."
+        return keys.chunk(max(1, round(k * keys.numel() / 2**18))) if keys.device.type == 'cpu' else (keys,)
+
+    def weights(
+        self,
+        query,  # (B, k, size) 2 W h
+        parts,  # keys in `parts`, in the same mode of training or evaluation
+    ):  # (B, k, P)
+        "e_i = v . tanh(W h + U a_i), weights = softmax(e)."
+        if not self.training: query = _power(query)
+        v, queries = 2 * self.v.weight[0], query.split([len(part) for part in parts])
+        scores = [_scores(q, part, v, not self.training) for q, part in zip(queries, parts)]
+        return (torch.cat(scores) if len(scores) > 1 else scores[0]).softmax(-1)
+
     def forward(
         self,
         h,  # (N, hidden) states, N = B * k, a study's hypotheses together
-        keys,  # (B, P, size) from `keys`, in the same mode of training or evaluation
+        keys,  # (B, P, size) from `keys`
         annotations,  # (B, P, hidden)
     ):  # contexts (N, hidden) and weights (N, P)
-        "e_i = v . tanh(W h + U a_i), weights = softmax(e), context = sum of weights_i a_i."
+        "context = sum of weights_i a_i."
         query = 2 * self.W(h).unflatten(0, (len(keys), -1))  # (b k) s -> b k s
-        if not self.training: query = _power(query)
-        some = max(1, 2**18 // (query.shape[1] * keys[0].numel())) if keys.device.type == 'cpu' else len(keys)  # studies: 1 MiB of sums
-        studies, rest = (query, keys, annotations), (2 * self.v.weight[0], not self.training)
-        if len(keys) <= some: found = _attend(*studies, *rest)
-        else: found = map(torch.cat, zip(*(_attend(*part, *rest) for part in zip(*(x.split(some) for x in studies)))))
-        return tuple(x.flatten(0, 1) for x in found)
+        weights = self.weights(query, self.parts(keys, query.shape[1]))
+        return (weights @ annotations).flatten(0, 1), weights.flatten(0, 1)
 
 # %% ../nbs/09_attention.ipynb #c10be4d3
 def gru_step(
@@ -76,6 +89,39 @@ def gru_step(
     z = torch.sigmoid(x_z + s_z)
     n = torch.tanh(x_n + torch.sigmoid(x_r + s_r) * s_n)
     return n + z * (h - n)
+
+# %% ../nbs/09_attention.ipynb #5b1c7e21
+class _AllSteps(torch.autograd.Function):
+    "The offsets themselves; in training, on the way back, the weight gets the gradient of all steps."
+    @staticmethod
+    def forward(ctx, offsets, weight, inputs):
+        ctx.inputs, ctx.by_study = inputs, weight.ndim == 3
+        return offsets.view_as(offsets)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y = torch.stack(ctx.inputs, 1), grad  # b t m, b t n
+        if not ctx.by_study: x, y = x.flatten(0, 1), y.flatten(0, 1)
+        return grad, x.mT @ y, None
+
+class _Layer:
+    "offset + x @ weight, one step after the other, with one product for the weight's gradient."
+    def __init__(
+        self,
+        offsets,  # (B, T, n) for all steps
+        weight,  # (m, n), or (B, m, n) where each study has its own
+    ):
+        self.inputs, self.weight = [], weight.detach()
+        self.offsets = iter(_AllSteps.apply(offsets, weight, self.inputs).unbind(1))
+
+    def __call__(
+        self,
+        x,  # (B, m)
+    ):  # (B, n)
+        self.inputs.append(x.detach())
+        offset = next(self.offsets)
+        if self.weight.ndim == 2: return torch.addmm(offset, x, self.weight)
+        return torch.baddbmm(offset[:, None], x[:, None], self.weight)[:, 0]
 
 # %% ../nbs/09_attention.ipynb #39c3088e
 class AttentionDecoder(nn.Module):
@@ -114,24 +160,15 @@ class AttentionDecoder(nn.Module):
         annotations = self.drop(torch.relu(self.encode(features))) + places
         return (annotations, self.attention.keys(annotations)), (torch.tanh(self.initial(annotations.mean(1))),)
 
-    def _look(
-        self,
-        h,  # (N, hidden)
-        word,  # (N, 3 * hidden) the word's part of the gates
-        memory,  # annotations and keys
-    ):  # the next h, the context, the weights
-        "Attend from the previous state, then let the context and the word change it."
-        annotations, keys = memory
-        context, weights = self.attention(h, keys, annotations)
-        x = torch.addmm(word, context, self.context_gates.weight.T)
-        return gru_step(x, self.state_gates(h), h), context, weights
-
     def _said(
         self,
         tokens,  # (...) int
     ):  # (..., 3 * hidden) and (..., hidden): a word's part of the gates and of the output layer
-        words = self.drop(self.embedding(tokens))
-        return self.word_gates(words), linear(words, self.mix.weight[:, -words.shape[-1]:], self.mix.bias)
+        if tokens.numel() < 8: words, which = tokens, None
+        else: words, which = tokens.unique(return_inverse=True)  # a batch says the same few words again and again
+        words = self.drop(self.embedding(words))
+        parts = self.word_gates(words), linear(words, self.mix.weight[:, -words.shape[-1]:], self.mix.bias)
+        return parts if which is None else tuple(embedding(which, part) for part in parts)
 
     def _logits(
         self,
@@ -149,12 +186,11 @@ class AttentionDecoder(nn.Module):
         state,  # h (N, hidden)
         memory,  # annotations (B, 98, hidden) and keys (B, 98, attention): one copy a study
     ):  # logits (N, V), state, attention (N, 98)
-        "One more word for each hypothesis, and where it looked."
-        if len(tokens) < 8: gates, said = self._said(tokens)
-        else:
-            words, which = tokens.unique(return_inverse=True)  # many hypotheses say the same few words
-            gates, said = (x[which] for x in self._said(words))
-        h, context, weights = self._look(state[0], gates, memory)
+        "One more word for each hypothesis, and where it looked: attend from the previous state, then let the context and the word change it."
+        (h,), (annotations, keys) = state, memory
+        gates, said = self._said(tokens)
+        context, weights = self.attention(h, keys, annotations)
+        h = gru_step(torch.addmm(gates, context, self.context_gates.weight.T), self.state_gates(h), h)
         return self._logits(h, context, said), (h,), weights
 
     def forward(
@@ -163,13 +199,18 @@ class AttentionDecoder(nn.Module):
         tokens,  # (B, T) int: SOS, then the true words
     ):  # logits (B, T, V) of each next word
         "Teacher forcing: only attention and state go step by step, the words' gates and the output for all steps at once."
-        memory, (h,) = self.start(features)
+        (annotations, keys), (h,) = self.start(features)
         gates, said = self._said(tokens)  # b t 3h, b t h
+        parts, W = self.attention.parts(keys), self.attention.W
+        weight, bias = (torch.cat([getattr(self.state_gates, name), 2 * getattr(W, name)]) for name in ('weight', 'bias'))
+        from_state = _Layer(bias.expand(*tokens.shape, -1), weight.T)  # the state's part of the gates, and the query
+        from_context = _Layer(gates, self.context_gates.weight.T)
+        look = _Layer(annotations.new_zeros(()).expand(*tokens.shape, annotations.shape[-1]), annotations)
         states, contexts = [], []
-        for word in gates.unbind(1):
-            h, context, _ = self._look(h, word, memory)
-            states.append(h)
-            contexts.append(context)
+        for _ in range(tokens.shape[1]):
+            s, query = from_state(h).split([len(bias) - W.out_features, W.out_features], -1)
+            contexts.append(look(self.attention.weights(query[:, None], parts)[:, 0]))
+            states.append(h := gru_step(from_context(contexts[-1]), s, h))
         return self._logits(torch.stack(states, 1), torch.stack(contexts, 1), said)
 
 # %% ../nbs/09_attention.ipynb #238e8011
