@@ -128,15 +128,24 @@ def most_common(
     counts = Counter(references)
     return min(counts, key=lambda text: (-counts[text], text))
 
+# %% ../nbs/11_metrics.ipynb #72acffbe
+def _ngrams(text):
+    "Its 1- to 4-grams, each with its running number: the second 'the' is another one than the first"
+    words, seen, out = text.split(), Counter(), []
+    for n in range(1, 5):
+        for gram in zip(*(words[i:] for i in range(n))):
+            seen[gram] += 1
+            out.append((gram, seen[gram]))
+    return out
+
 # %% ../nbs/11_metrics.ipynb #0079316a
 def _constant_bleu4(references):
     "Function from a text to the BLEU-4 that it has as everybody's hypothesis"
     n, words = len(references), sum(len(t.split()) for t in references)
-    grams = lambda text: Counter(g for k in range(1, 5) for g in zip(*(text.split()[i:] for i in range(k))))
-    at_least = Counter((g, c) for t in references for g, count in grams(t).items() for c in range(1, count + 1))
+    have = Counter(gram for text in references for gram in _ngrams(text))  # how many references
     def score(text):
         matches, length = np.zeros(4), len(text.split())
-        for g, count in grams(text).items(): matches[len(g)-1] += sum(at_least[g, c] for c in range(1, count + 1))
+        for gram in _ngrams(text): matches[len(gram[0]) - 1] += have[gram]
         totals = n * np.maximum(length - np.arange(4), 0)
         return _bleu(np.array([*matches, *totals, words]))[3]
     return score

@@ -36,7 +36,7 @@ from .embeddings import embedding_matrix, train_fasttext
 from .encoder import CheXNet, load_finding_net, store_features
 from .findings import finding_f1, label_findings
 from .lstm import LSTMDecoder, caption_learner
-from .metrics import _bleu, _bleu_counts, best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
+from .metrics import _bleu, _bleu_counts, _ngrams, best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
 from .phantom import FINDINGS, finding_codes, finding_sides, mesh_findings
 from .reports import load_studies
 from .search import beam_search
@@ -268,15 +268,6 @@ _healthy = {  # what a sentence about a healthy chest speaks of: its words, and 
     "vessels": ("vascula", {"Edema"}), "bones": ("bon[ey]|osseous|skelet", {"Fracture"})}
 
 # %% ../nbs/13_results.ipynb #72acffbd
-def _ngrams(text):
-    "Its 1- to 4-grams, each with its running number: the second 'the' is another one than the first"
-    words, seen, out = text.split(), Counter(), []
-    for n in range(1, 5):
-        for gram in zip(*(words[i:] for i in range(n))):
-            seen[gram] += 1
-            out.append((gram, seen[gram]))
-    return out
-
 _precision = np.array([.56, .27, .145, .08])  # of words, of two words in a row, of three, of four
 _price = np.array([-.3, 1, 1, 1])  # of saying one
 
