@@ -269,7 +269,7 @@ _healthy = {  # what a sentence about a healthy chest speaks of: its words, and 
 
 # %% ../nbs/13_results.ipynb #72acffbd
 _precision = np.array([.56, .27, .145, .08])  # of words, of two words in a row, of three, of four
-_price = np.array([-.3, 1, 1, 1])  # of saying one
+_price = np.array([-.35, 1, 1, 1])  # of saying one
 
 # %% ../nbs/13_results.ipynb #bed14ab0
 class _Composer:
@@ -302,15 +302,18 @@ def text(self:_Composer, chosen):
 def __call__(self:_Composer, weights, found):
     "The numbers of the sentences to say, for `weights` of the texts and a set of findings"
     gain, want = self.known @ weights / _precision[self.order], np.isin(FINDINGS, list(found))
-    fixed, free = 10 * (self.named @ np.where(want, 1, -1)) - self.cost, self.allowed & ~(self.untrue & want).any(1)
-    chosen = []
+    naming, free = 10 * (self.named @ np.where(want, 1, -1)), self.allowed & ~(self.untrue & want).any(1)
+    def worth(chosen):
+        grams = _ngrams(self.text(chosen))
+        return sum(gain[self.number[gram]] for gram in grams if gram in self.number) - sum(_price[len(gram) - 1] for gram, _ in grams) + naming[chosen].sum()
+    chosen, best, new = [], 0, gain.copy()  # what is new of an n-gram: nothing, once it is said
     while free.any():
-        gain[[self.number[gram] for gram in _ngrams(self.text(chosen)) if gram in self.number]] = 0  # a match counts once
-        worth = np.where(free, self.has @ gain + fixed, -np.inf)
-        best = worth.argmax()
-        if worth[best] <= 0: break
-        chosen.append(best)
-        free &= ~(self.about & self.about[best]).any(1)
+        promise = np.where(free, self.has @ new - self.cost + naming, -np.inf)
+        value, report = max((worth(report), report) for i in np.argsort(-promise)[:10] if free[i] for report in [[*chosen, i]])
+        if value <= best: break
+        chosen, best = report, value
+        new[self.has[report[-1]].indices] = 0
+        free &= ~(self.about & self.about[report[-1]]).any(1)
     return chosen
 
 # %% ../nbs/13_results.ipynb #2bdfbb61
@@ -321,18 +324,16 @@ def composed_reports(
 ) -> list: # of str, a report for each of `ask`, of sentences from `texts`
     "The sentences that together are the likeliest to share their n-grams with a radiologist's report on such codes, and that name the findings (minimum Bayes risk)."
     compose = _Composer(texts)
-    def choose(ask):
+    def choose(ask):  # for each, the numbers of its sentences
         keys = ["|".join(sorted({*_visible_parts(codes)})) for codes in ask]  # studies that look alike get one report
         new = dict(zip(keys, ask))
         weights = report_weights(mesh, list(new.values()))
-        made = {key: compose(w, mesh_findings(codes)) for w, (key, codes) in zip(weights, new.items())}
+        made = {key: compose(w, mesh_findings(codes)) for w, (key, codes) in zip(weights, tqdm(new.items(), desc="composing", leave=False))}
         return [made[key] for key in keys]
     counts = Counter(i for chosen in choose(mesh) for i in chosen)
     often = np.array([counts[i] for i in range(len(compose.lines))])
-    compose.allowed = often >= len(mesh) // 200
-    for wanted in compose.named.T * often:  # of one finding
-        most = np.argsort(-wanted, kind="stable")[:3]
-        compose.allowed[most[wanted[most] > 0]] = True
+    compose.allowed = often >= len(mesh) // 500
+    for names in compose.named.T: compose.allowed[np.where(names, often, -1).argmax()] |= names.any()  # of each finding one
     return [compose.text(chosen) for chosen in choose(ask)]
 
 # %% ../nbs/13_results.ipynb #85c7b5ed
@@ -348,11 +349,9 @@ def cross_codes(
     return out
 
 # %% ../nbs/13_results.ipynb #51feeb86
-def _in_bodies(train, n, crossed):
-    "The training studies, simulated in `n` bodies each; where `crossed`, in as many more with crossed codes."
-    more = [train.assign(uid=train.uid + 10_000 * i) for i in range(1, n)]
-    if crossed: more += [train.assign(uid=train.uid + 10_000 * i, mesh=cross_codes(list(train.mesh), i)) for i in range(n, 2 * n)]
-    return pd.concat([train, *more])
+def _in_bodies(train, own, crossed):
+    "The training studies, simulated in `own` bodies each with their own codes and in `crossed` bodies with crossed codes."
+    return pd.concat([train.assign(uid=train.uid + 10_000 * i, mesh=train.mesh if i < own else cross_codes(list(train.mesh), i)) for i in range(own + crossed)])
 
 # %% ../nbs/13_results.ipynb #6974e6c4
 def start_from_findings(
@@ -396,14 +395,15 @@ def train_captioner(
     images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     encoder:str="phantom", # weights of the encoder
-    epochs:int|None=None, # that of lowest validation loss is kept; None: so many that 80,000 studies are shown, at most 40
+    epochs:int|None=None, # that of lowest validation loss is kept; None: so many that 200,000 studies are shown, at most 40
     lr:float=2e-3, # highest learning rate of the one-cycle schedule
     bs:int=32, # studies in a batch; `accelerate launch` shares them among its processes
     min_count:int=3, # a word must occur this often in the training reports
     composed:bool=True, # learn `composed_reports`; otherwise, or where no study has a MeSH code, each its own report
     seed:int=0, # of everything random
     dropout:float=.3, # of the decoder
-    bodies:int=2, # simulated images: so many patients with a training study's codes; and, to learn composed reports, as many with crossed codes
+    bodies:int=2, # simulated images: so many patients with a training study's codes,
+    crossed:int=10, # and, to learn composed reports, so many with crossed codes
     **kwargs, # more arguments of the decoder, such as hidden
 ) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss (nats a word), accuracy, perplexity
     "Train a decoder on stored features and save the epoch of lowest validation loss as a model folder. Raises `ValueError` for an unknown decoder."
@@ -414,14 +414,14 @@ def train_captioner(
     if studies.split.nunique() < 2: raise ValueError(f"Training needs studies in both parts, train and val; {images} has only {', '.join(set(studies.split)) or 'others'}.")
     train, val = (studies[studies.split == part] for part in ("train", "val"))
     composed = composed and train.mesh.map(len).any()
-    if source == "phantom": studies = pd.concat([_in_bodies(train, bodies, composed), val])
+    if source == "phantom": studies = pd.concat([_in_bodies(train, bodies, crossed if composed else 0), val])
     studies.attrs["images"] = source
     store = store_features(studies, CheXNet(encoder))
     set_seed(seed)
     texts = list(train.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=min_count)
     if composed: studies = studies.assign(findings=composed_reports(texts, list(train.mesh), list(studies.mesh)))
-    epochs = epochs or min(40, round(80_000 / (studies.split == "train").sum()))
+    epochs = epochs or min(40, round(200_000 / (studies.split == "train").sum()))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
     if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, np.stack([store[u] for u in train.uid[:100]]))
