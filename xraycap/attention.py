@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 from torch import nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 from .lstm import frozen_embedding
 
 # %% ../nbs/09_attention.ipynb #cbb09064
@@ -168,7 +168,7 @@ class AttentionDecoder(nn.Module):
         else: words, which = tokens.unique(return_inverse=True)  # a batch says the same few words again and again
         words = self.drop(self.embedding(words))
         parts = self.word_gates(words), linear(words, self.mix.weight[:, -words.shape[-1]:], self.mix.bias)
-        return parts if which is None else tuple(embedding(which, part) for part in parts)
+        return parts if which is None else tuple(nn.functional.embedding(which, part) for part in parts)
 
     def _logits(
         self,
