@@ -26,7 +26,7 @@ def _scores(
     else: half = (query + keys).sigmoid_()  # tanh(x) = 2 sigmoid(2 x) - 1
     return half @ v  # the -1 moves all places alike, which softmax does not see
 
-def _power(x): return x.clamp(-40, 40).neg_().exp_()  # so that a product of two is a float32 number
+def _power(x): return (-2 * x).clamp_(-40, 40).exp_()  # so that a product of two is a float32 number
 
 class BahdanauAttention(nn.Module):
     "Additive attention (Bahdanau et al. 2015): a small network scores each place from the decoder's state and the place's key."
@@ -44,8 +44,8 @@ class BahdanauAttention(nn.Module):
         annotations,  # (B, P, hidden)
     ):  # (B, P, size)
         "2 U a_i, or in evaluation exp(-2 U a_i): the places' half of the score, the same at every step."
-        keys = 2 * self.U(annotations)
-        return keys if self.training else _power(keys)
+        keys = self.U(annotations)
+        return 2 * keys if self.training else _power(keys)
 
     def parts(
         self,
@@ -57,14 +57,14 @@ class BahdanauAttention(nn.Module):
 
     def weights(
         self,
-        query,  # (B, k, size) 2 W h
+        query,  # (B, k, size) W h
         parts,  # keys in `parts`, in the same mode of training or evaluation
     ):  # (B, k, P)
         "e_i = v . tanh(W h + U a_i), weights = softmax(e)."
-        if not self.training: query = _power(query)
-        v, queries = 2 * self.v.weight[0], query.split([len(part) for part in parts])
-        scores = [_scores(q, part, v, not self.training) for q, part in zip(queries, parts)]
-        return (torch.cat(scores) if len(scores) > 1 else scores[0]).softmax(-1)
+        query, rest = 2 * query if self.training else _power(query), (2 * self.v.weight[0], not self.training)
+        if len(parts) == 1: return _scores(query, *parts, *rest).softmax(-1)
+        queries = query.split([len(part) for part in parts])
+        return torch.cat([_scores(*pair, *rest) for pair in zip(queries, parts)]).softmax(-1)
 
     def forward(
         self,
@@ -73,7 +73,7 @@ class BahdanauAttention(nn.Module):
         annotations,  # (B, P, hidden)
     ):  # contexts (N, hidden) and weights (N, P)
         "context = sum of weights_i a_i."
-        query = 2 * self.W(h).unflatten(0, (len(keys), -1))  # (b k) s -> b k s
+        query = self.W(h).view(len(keys), -1, keys.shape[-1])  # (b k) s -> b k s
         weights = self.weights(query, self.parts(keys, query.shape[1]))
         return (weights @ annotations).flatten(0, 1), weights.flatten(0, 1)
 
@@ -202,7 +202,7 @@ class AttentionDecoder(nn.Module):
         (annotations, keys), (h,) = self.start(features)
         gates, said = self._said(tokens)  # b t 3h, b t h
         parts, W = self.attention.parts(keys), self.attention.W
-        weight, bias = (torch.cat([getattr(self.state_gates, name), 2 * getattr(W, name)]) for name in ('weight', 'bias'))
+        weight, bias = (torch.cat([getattr(self.state_gates, name), getattr(W, name)]) for name in ('weight', 'bias'))
         from_state = _Layer(bias.expand(*tokens.shape, -1), weight.T)  # the state's part of the gates, and the query
         from_context = _Layer(gates, self.context_gates.weight.T)
         look = _Layer(annotations.new_zeros(()).expand(*tokens.shape, annotations.shape[-1]), annotations)
