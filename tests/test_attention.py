@@ -40,17 +40,23 @@ def test_gru_step_is_pytorchs_gru():
     torch.testing.assert_close(ours, cell(x, h))
 
 
+def step_by_step(decoder, features, tokens):
+    "Logits (B, T, V) and attention (B, T, 98), a word at a time."
+    memory, state = decoder.start(features)
+    steps = []
+    for words in tokens.T:
+        logits, state, weights = decoder.step(words, state, memory)
+        steps.append((logits, weights))
+    return tuple(torch.stack(x, 1) for x in zip(*steps))
+
+
 def test_step_by_step_equals_teacher_forcing(decoder):
     features, tokens = torch.rand(3, 98, 1024), torch.randint(3, V, (3, 6))
     tokens[:, 0] = SOS
-    memory, state = decoder.start(features)
-    one_by_one = []
-    for t in range(6):
-        logits, state, weights = decoder.step(tokens[:, t], state, memory)
-        one_by_one.append(logits)
-        assert weights.shape == (3, 98)
-        torch.testing.assert_close(weights.sum(1), torch.ones(3))
-    torch.testing.assert_close(torch.stack(one_by_one, 1), decoder(features, tokens), atol=1e-5, rtol=1e-5)
+    logits, weights = step_by_step(decoder, features, tokens)
+    assert weights.shape == (3, 6, 98)
+    torch.testing.assert_close(weights.sum(2), torch.ones(3, 6))
+    torch.testing.assert_close(logits, decoder(features, tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_of_all_steps_at_once_are_those_of_one_step_after_the_other():
@@ -63,12 +69,7 @@ def test_gradients_of_all_steps_at_once_are_those_of_one_step_after_the_other():
         masked_loss(logits, targets).backward()
         return {name: p.grad.clone() for name, p in decoder.named_parameters() if p.requires_grad}
 
-    memory, state = decoder.start(features)
-    one_by_one = []
-    for t in range(6):
-        logits, state, _ = decoder.step(tokens[:, t], state, memory)
-        one_by_one.append(logits)
-    expected, found = gradients(torch.stack(one_by_one, 1)), gradients(decoder(features, tokens))
+    expected, found = gradients(step_by_step(decoder, features, tokens)[0]), gradients(decoder(features, tokens))
     for name, gradient in expected.items(): torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 

@@ -60,7 +60,7 @@ def test_arithmetic_is_counted():
     "Against PyTorch's own count of the matrix products; beside them, attention's sums and tanh."
     decoder = AttentionDecoder(50).eval()
     decoder.output.bias.data[EOS] = -1e4
-    with FlopCounterMode(display=False) as counter: beam_search(decoder, torch.randn(2, 98, 1024), max_len=5)  # so few that none share a word
+    with FlopCounterMode(display=False) as counter: beam_search(decoder, torch.randn(2, 98, 1024), max_len=5)  # so few that each projects its own word
     beside = 98 * 2 * 128 * (1 + 4 * 3)
     assert report_flop(decoder, length=5) == pytest.approx(counter.get_total_flops() / 2 + beside, rel=.01)
 

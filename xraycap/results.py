@@ -12,7 +12,7 @@ __all__ = ['decoder_names', 'assets', 'model_files', 'score_card', 'check_out', 
 import json
 import random
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -309,11 +309,11 @@ def __call__(self:_Composer, weights, found):
     chosen, best, new = [], 0, gain.copy()  # what is new of an n-gram: nothing, once it is said
     while free.any():
         promise = np.where(free, self.has @ new - self.cost + naming, -np.inf)
-        value, report = max((worth(report), report) for i in np.argsort(-promise)[:10] if free[i] for report in [[*chosen, i]])
+        value, one = max((worth([*chosen, i]), i) for i in np.argsort(-promise)[:10] if free[i])
         if value <= best: break
-        chosen, best = report, value
-        new[self.has[report[-1]].indices] = 0
-        free &= ~(self.about & self.about[report[-1]]).any(1)
+        chosen, best = [*chosen, one], value
+        new[self.has[one].indices] = 0
+        free &= ~(self.about & self.about[one]).any(1)
     return chosen
 
 # %% ../nbs/13_results.ipynb #2bdfbb61
@@ -324,17 +324,16 @@ def composed_reports(
 ) -> list: # of str, a report for each of `ask`, of sentences from `texts`
     "The sentences that together are the likeliest to share their n-grams with a radiologist's report on such codes, and that name the findings (minimum Bayes risk)."
     compose = _Composer(texts)
-    def choose(ask):  # for each, the numbers of its sentences
-        keys = ["|".join(sorted({*_visible_parts(codes)})) for codes in ask]  # studies that look alike get one report
-        new = dict(zip(keys, ask))
-        weights = report_weights(mesh, list(new.values()))
-        made = {key: compose(w, mesh_findings(codes)) for w, (key, codes) in zip(weights, tqdm(new.items(), desc="composing", leave=False))}
+    keys = ["|".join(sorted({*_visible_parts(codes)})) for codes in [*mesh, *ask]]  # studies that look alike get one report
+    codes = dict(zip(keys, [*mesh, *ask]))
+    weights = dict(zip(codes, report_weights(mesh, list(codes.values()))))
+    def choose(keys):  # for each, the numbers of its sentences
+        made = {key: compose(weights[key], mesh_findings(codes[key])) for key in tqdm(dict.fromkeys(keys), desc="composing", leave=False)}
         return [made[key] for key in keys]
-    counts = Counter(i for chosen in choose(mesh) for i in chosen)
-    often = np.array([counts[i] for i in range(len(compose.lines))])
+    often = np.bincount([i for chosen in choose(keys[:len(mesh)]) for i in chosen], minlength=len(compose.lines))
     compose.allowed = often >= len(mesh) // 500
     for names in compose.named.T: compose.allowed[np.where(names, often, -1).argmax()] |= names.any()  # of each finding one
-    return [compose.text(chosen) for chosen in choose(ask)]
+    return [compose.text(chosen) for chosen in choose(keys[len(mesh):])]
 
 # %% ../nbs/13_results.ipynb #85c7b5ed
 def cross_codes(
