@@ -1,11 +1,13 @@
 "Saved models, the score card, and a training from studies to a folder."
 import json
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nltk import ngrams
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
@@ -175,12 +177,20 @@ def test_a_composed_report_is_the_best_choice_of_sentences_there_is():
     compose, wanted = results._Composer(said), {"Pleural Effusion"}
     weights, = report_weights(coded, [["Pleural Effusion/left/small"]])
     gain = compose.known @ weights / results._precision[compose.order]
-    names = 10 * (compose.named @ np.where(np.isin(FINDINGS, list(wanted)), 1, -1))
+    names = 20 * (compose.named @ np.where(np.isin(FINDINGS, list(wanted)), 1, -1))
+    def rare(text, n):  # CIDEr's vector: n-gram -> count times log(texts / texts that have it)
+        counts, theirs = Counter(ngrams(text.split(), n)), [set(ngrams(t.split(), n)) for t in said]
+        return {g: c * np.log(len(said) / max(1, sum(g in have for have in theirs))) for g, c in counts.items()}
+    def cosine(one, other, n):
+        x, y = rare(one, n), rare(other, n)
+        return sum(x[g] * y.get(g, 0) for g in x) / max(1e-9, np.linalg.norm([*x.values()]) * np.linalg.norm([*y.values()]))
     def allowed(chosen): return (compose.about[chosen].sum(0) <= 1).all() and not any("no pleural" in compose.lines[i] for i in chosen)
     sets = [list(c) for n in range(1, 5) for c in combinations(range(len(compose.lines)), n) if allowed(list(c))]
     def worth(chosen):
         grams = results._ngrams(compose.text(chosen))
-        return sum((gain[compose.number[g]] if g in compose.number else 0) - results._price[len(g[0]) - 1] for g in grams) + names[chosen].sum()
+        bleu = sum((gain[compose.number[g]] if g in compose.number else 0) - results._price[len(g[0]) - 1] for g in grams)
+        alike = np.mean([[cosine(compose.text(chosen), text, n) for n in range(1, 5)] for text in said], 1) @ weights
+        return bleu + names[chosen].sum() + results._likeness * alike
     value = {tuple(c): worth(c) for c in sets}
     assert sorted(compose(weights, wanted)) == list(max(value, key=value.get)) and len(value) > 20
 

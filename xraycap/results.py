@@ -26,6 +26,7 @@ from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib, set_se
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import MultiLabelBinarizer
 from tqdm.auto import tqdm
@@ -270,6 +271,7 @@ _healthy = {  # what a sentence about a healthy chest speaks of: its words, and 
 # %% ../nbs/13_results.ipynb #72acffbd
 _precision = np.array([.56, .27, .145, .08])  # of words, of two words in a row, of three, of four
 _price = np.array([-.35, 1, 1, 1])  # of saying one
+_likeness = 250  # what a cosine of 1 is worth
 
 # %% ../nbs/13_results.ipynb #bed14ab0
 class _Composer:
@@ -285,6 +287,10 @@ class _Composer:
         self.known, self.number = count.fit_transform(texts).T.tocsr(), count.vocabulary_  # n-gram report
         self.has = count.transform(self.lines)  # line n-gram
         self.order = np.array([len(gram) - 1 for gram, _ in count.get_feature_names_out()])
+        rare, (gram, report), size = np.log(len(texts) / self.known.getnnz(1)), self.known.nonzero(), np.zeros((4, len(texts)))
+        np.add.at(size, (self.order[gram], report), rare[gram]**2)  # squared, of each report's weighted counts
+        self.alike = csr_matrix((rare[gram]**2 / np.sqrt(np.maximum(size[self.order[gram], report], 1e-9)), (gram, report)))
+        self.squared = rare**2
         self.cost = self.has @ _price[self.order]
         self.named = MultiLabelBinarizer(classes=FINDINGS).fit_transform(map(label_findings, self.lines)).astype(bool)  # line finding
         healthy = np.array([[bool(re.search(words, line)) for words, _ in _healthy.values()] for line in self.lines]) & ~self.named.any(1, keepdims=True)
@@ -301,11 +307,14 @@ def text(self:_Composer, chosen):
 @patch
 def __call__(self:_Composer, weights, found):
     "The numbers of the sentences to say, for `weights` of the texts and a set of findings"
-    gain, want = self.known @ weights / _precision[self.order], np.isin(FINDINGS, list(found))
-    naming, free = 10 * (self.named @ np.where(want, 1, -1)), self.allowed & ~(self.untrue & want).any(1)
+    gain, alike, want = self.known @ weights / _precision[self.order], self.alike @ weights, np.isin(FINDINGS, list(found))
+    naming, free = 20 * (self.named @ np.where(want, 1, -1)), self.allowed & ~(self.untrue & want).any(1)
     def worth(chosen):
         grams = _ngrams(self.text(chosen))
-        return sum(gain[self.number[gram]] for gram in grams if gram in self.number) - sum(_price[len(gram) - 1] for gram, _ in grams) + naming[chosen].sum()
+        i = np.array([self.number[gram] for gram in grams if gram in self.number])
+        near, size = (np.bincount(self.order[i], x[i], 4) for x in (alike, self.squared))
+        price = sum(_price[len(gram) - 1] for gram, _ in grams)
+        return gain[i].sum() - price + naming[chosen].sum() + _likeness * (near / np.sqrt(np.maximum(size, 1e-9))).mean()
     chosen, best, new = [], 0, gain.copy()  # what is new of an n-gram: nothing, once it is said
     while free.any():
         promise = np.where(free, self.has @ new - self.cost + naming, -np.inf)
