@@ -56,7 +56,9 @@ def test_step_by_step_equals_teacher_forcing(decoder):
     logits, weights = step_by_step(decoder, features, tokens)
     assert weights.shape == (3, 6, 98)
     torch.testing.assert_close(weights.sum(2), torch.ones(3, 6))
-    torch.testing.assert_close(logits, decoder(features, tokens), atol=1e-5, rtol=1e-5)
+    theirs, looks = decoder(features, tokens, looks=True)
+    torch.testing.assert_close(logits, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weights, looks, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_of_all_steps_at_once_are_those_of_one_step_after_the_other():
@@ -64,12 +66,12 @@ def test_gradients_of_all_steps_at_once_are_those_of_one_step_after_the_other():
     decoder = AttentionDecoder(V, hidden=32, attention=128, dropout=0.)  # so large that the studies go through in two parts
     features, tokens, targets = torch.rand(30, 98, 1024), torch.randint(3, V, (30, 6)), torch.randint(3, V, (30, 6))
 
-    def gradients(logits):
+    def gradients(logits, looks):  # of a loss of both
         decoder.zero_grad()
-        masked_loss(logits, targets).backward()
+        (masked_loss(logits, targets) - looks[..., 7].log().mean()).backward()
         return {name: p.grad.clone() for name, p in decoder.named_parameters() if p.requires_grad}
 
-    expected, found = gradients(step_by_step(decoder, features, tokens)[0]), gradients(decoder(features, tokens))
+    expected, found = gradients(*step_by_step(decoder, features, tokens)), gradients(*decoder(features, tokens, looks=True))
     for name, gradient in expected.items(): torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 

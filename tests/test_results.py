@@ -14,13 +14,15 @@ from sklearn.linear_model import Ridge
 import xraycap
 from xraycap import results
 from xraycap.attention import AttentionDecoder
-from xraycap.lstm import LSTMDecoder
+from xraycap.batches import caption_dls
+from xraycap.lstm import LSTMDecoder, caption_learner
 from xraycap.findings import finding_f1
 from xraycap.metrics import corpus_bleu
 from xraycap.phantom import FINDINGS
-from xraycap.results import (baselines, check_out, composed_reports, consensus_reports, cross_codes, describe, evaluate, find_model, findings_table, generate, load_model, paired_bootstrap,
+from xraycap.results import (PointAtFindings, baselines, check_out, composed_reports, consensus_reports, cross_codes, describe, evaluate, find_model, findings_table, generate, load_model, paired_bootstrap,
                              report_weights, results_table, save_model, score_card, train_captioner)
 from xraycap.text import Vocab, clean_chen
+from xraycap.transformer import TransformerDecoder
 
 texts = ["the heart is normal in size .", "the lungs are clear .", "there is a left pleural effusion ."]
 about = dict(encoder="phantom", images="phantom", split="chen")
@@ -178,9 +180,8 @@ def test_a_composed_report_is_the_best_choice_of_sentences_there_is():
     weights, = report_weights(coded, [["Pleural Effusion/left/small"]])
     gain = compose.known @ weights / results._precision[compose.order]
     names = 20 * (compose.named @ np.where(np.isin(FINDINGS, list(wanted)), 1, -1))
-    def rare(text, n):  # CIDEr's vector: n-gram -> count times log(texts / texts that have it)
-        counts, theirs = Counter(ngrams(text.split(), n)), [set(ngrams(t.split(), n)) for t in said]
-        return {g: c * np.log(len(said) / max(1, sum(g in have for have in theirs))) for g, c in counts.items()}
+    has = Counter(gram for text in said for gram in results._ngrams(text))  # in how many texts
+    def rare(text, n): return {g: np.log(len(said) / has[g]) for g in results._ngrams(text) if g in has and len(g[0]) == n}
     def cosine(one, other, n):
         x, y = rare(one, n), rare(other, n)
         return sum(x[g] * y.get(g, 0) for g in x) / max(1e-9, np.linalg.norm([*x.values()]) * np.linalg.norm([*y.values()]))
@@ -190,9 +191,34 @@ def test_a_composed_report_is_the_best_choice_of_sentences_there_is():
         grams = results._ngrams(compose.text(chosen))
         bleu = sum((gain[compose.number[g]] if g in compose.number else 0) - results._price[len(g[0]) - 1] for g in grams)
         alike = np.mean([[cosine(compose.text(chosen), text, n) for n in range(1, 5)] for text in said], 1) @ weights
+        i = [compose.number[g] for g in grams if g in compose.number]
+        near, size = (np.bincount(compose.order[i], x[i], 4) for x in (compose.alike @ weights, compose.squared))
+        np.testing.assert_allclose((near / np.sqrt(size)).mean(), alike)
         return bleu + names[chosen].sum() + results._likeness * alike
     value = {tuple(c): worth(c) for c in sets}
     assert sorted(compose(weights, wanted)) == list(max(value, key=value.get)) and len(value) > 20
+
+
+@pytest.mark.parametrize("kind,size", [(AttentionDecoder, dict(attention=16)), (TransformerDecoder, dict(layers=1, heads=2))])
+@pytest.mark.parametrize("weight", [0, 1])
+def test_attention_learns_to_point_at_what_a_sentence_names(weight, kind, size):
+    "Each study's effusion lies at a place of its own; without the lesson nothing says so"
+    vocab, text, n = Vocab("no pleural effusion lungs are clear .".split()), "pleural effusion . lungs are clear .", 48
+    rng, head = np.random.default_rng(0), torch.nn.Linear(2048, 2)
+    place, store = rng.integers(98, size=n), rng.normal(0, .1, (n, 98, 1024)).astype(np.float16)
+    torch.nn.init.zeros_(head.weight)
+    head.weight.data[1, [0, 1024]] = 1.  # the second finding's map is the first channel
+    store[range(n), place, 0] += 5
+    studies = pd.DataFrame(dict(uid=range(n), findings=text, split=["train"] * 40 + ["val"] * 8))
+    torch.manual_seed(0)
+    decoder = kind(len(vocab), hidden=32, embedding_size=8, dropout=0., **size)
+    learn = caption_learner(caption_dls(studies, store, vocab, bs=8), decoder, lr=1e-2)
+    with learn.no_bar(), learn.no_logging(): learn.fit(20, cbs=PointAtFindings(head, ["Cardiomegaly", "Pleural Effusion"], vocab, weight))
+    tokens = torch.tensor([vocab.encode(text)[:-2]] * 8)
+    logits, looks = decoder(torch.tensor(store[40:]).float(), tokens, looks=True)
+    share = looks[range(8), :, place[40:]].mean(0)  # of each word, on the finding's place
+    assert logits.shape == (8, 7, len(vocab)) and torch.allclose(looks.sum(-1), torch.ones(8, 7))
+    assert (share[:3] > .4).all() if weight else (share[:3] < .1).all()
 
 
 def test_report_weights_are_a_ridge_regression():

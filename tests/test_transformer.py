@@ -100,14 +100,15 @@ def test_positions():
 def test_step_by_step_equals_teacher_forcing(decoder):
     features, tokens = random_case()
     memory, state = decoder.start(features)
-    one_by_one = []
+    one_by_one, theirs = [], decoder(features, tokens, looks=True)
     for t in range(6):
         assert [tuple(s.shape) for s in state] == [(3, 4, t, 16)] * 2
         logits, state, weights = decoder.step(tokens[:, t], state, memory)
         one_by_one.append(logits)
         assert weights.shape == (3, 98)
         torch.testing.assert_close(weights.sum(1), torch.ones(3))
-    torch.testing.assert_close(torch.stack(one_by_one, 1), decoder(features, tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(weights, theirs[1][:, t], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(one_by_one, 1), theirs[0], atol=1e-5, rtol=1e-5)
 
 
 def test_no_word_sees_a_later_one(decoder):

@@ -197,7 +197,8 @@ class AttentionDecoder(nn.Module):
         self,
         features,  # (B, 98, 1024) float32
         tokens,  # (B, T) int: SOS, then the true words
-    ):  # logits (B, T, V) of each next word
+        looks=False,  # also return where it looked
+    ):  # logits (B, T, V) of each next word; with `looks`, and attention (B, T, 98) before each
         "Teacher forcing: only attention and state go step by step, the words' gates and the output for all steps at once."
         (annotations, keys), (h,) = self.start(features)
         gates, said = self._said(tokens)  # b t 3h, b t h
@@ -206,12 +207,14 @@ class AttentionDecoder(nn.Module):
         from_state = _Layer(bias.expand(*tokens.shape, -1), weight.T)  # the state's part of the gates, and the query
         from_context = _Layer(gates, self.context_gates.weight.T)
         look = _Layer(annotations.new_zeros(()).expand(*tokens.shape, annotations.shape[-1]), annotations)
-        states, contexts = [], []
+        states, contexts, weights = [], [], []
         for _ in range(tokens.shape[1]):
             s, query = from_state(h).split([len(bias) - W.out_features, W.out_features], -1)
-            contexts.append(look(self.attention.weights(query[:, None], parts)[:, 0]))
+            weights.append(self.attention.weights(query[:, None], parts)[:, 0])
+            contexts.append(look(weights[-1]))
             states.append(h := gru_step(from_context(contexts[-1]), s, h))
-        return self._logits(torch.stack(states, 1), torch.stack(contexts, 1), said)
+        logits = self._logits(torch.stack(states, 1), torch.stack(contexts, 1), said)
+        return (logits, torch.stack(weights, 1)) if looks else logits
 
 # %% ../nbs/09_attention.ipynb #238e8011
 def mask_places(

@@ -6,7 +6,7 @@
 __all__ = ['decoder_names', 'assets', 'model_files', 'score_card', 'check_out', 'save_model', 'find_model', 'load_model',
            'generate', 'describe', 'evaluate', 'studies_of', 'baselines', 'nearest', 'results_table',
            'consensus_reports', 'report_weights', 'composed_reports', 'cross_codes', 'start_from_findings',
-           'train_captioner', 'paired_bootstrap', 'findings_table']
+           'PointAtFindings', 'train_captioner', 'paired_bootstrap', 'findings_table']
 
 # %% ../nbs/13_results.ipynb #5ef3a0e7
 import json
@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib, set_seed
 from fastcore.basics import patch
@@ -270,8 +271,8 @@ _healthy = {  # what a sentence about a healthy chest speaks of: its words, and 
 
 # %% ../nbs/13_results.ipynb #72acffbd
 _precision = np.array([.56, .27, .145, .08])  # of words, of two words in a row, of three, of four
-_price = np.array([-.35, 1, 1, 1])  # of saying one
-_likeness = 250  # what a cosine of 1 is worth
+_price = np.array([-.8, 1, 1, 1])  # of saying one
+_likeness = 600  # what a cosine of 1 is worth
 
 # %% ../nbs/13_results.ipynb #bed14ab0
 class _Composer:
@@ -379,6 +380,49 @@ def start_from_findings(
         layer.weight.data[rows] = w / evidence.std(0)[:, None]
         layer.bias.data[rows] = .5 - evidence.mean(0) / evidence.std(0)
 
+# %% ../nbs/13_results.ipynb #7d1f40a2
+class PointAtFindings(Callback):
+    "In training, adds to the loss of a decoder with attention: while a sentence names a finding, attention shall lie where the class activation map (Zhou et al. 2016) has the finding."
+    def __init__(self,
+        head:torch.nn.Linear, # (2048 -> n): the encoder's finding layer, frontal features first
+        findings:list, # n names, some of `FINDINGS`
+        vocab:Vocab, # of the decoder
+        weight:float=.1, # of this loss (nats a word of such a sentence) beside that of the words
+    ):
+        self.head, self.findings, self.vocab, self.weight, self.known = head.weight.detach(), findings, vocab, weight, {}
+
+    def before_batch(self):
+        if self.training: self.learn.xb = (*self.xb, True)
+
+    def after_pred(self):
+        if self.training: self.learn.pred, self.looks = self.pred
+
+    def after_loss(self):
+        if not self.training: return
+        x = self.xb[0]  # b 98 1024
+        head = self.head.to(x.device)
+        maps = torch.cat([x[:, :49] @ head[:, :1024].T, x[:, 49:] @ head[:, 1024:].T], 1)  # b 98 n
+        goal = (2 * (maps - maps.mean(1, keepdim=True)) / maps.std(1, keepdim=True).clamp_min(1e-6)).softmax(1)
+        named = self.named(self.y.tolist()).to(x.device)  # b t n
+        goal = (named / named.sum(-1, keepdim=True).clamp_min(1)) @ goal.mT  # b t 98
+        loss = -(goal * self.looks.clamp_min(1e-9).log()).sum(-1)  # b t; 0 where nothing is named
+        self.learn.loss_grad = self.loss_grad + self.weight * loss.sum() / named.any(-1).sum().clamp_min(1)
+
+    def named(self,
+        tokens:list, # of lists of int, the words of reports
+    ) -> torch.Tensor: # (reports, words, n) of 0 and 1: does the sentence of a word name the finding?
+        stop, rows = self.vocab.stoi["."], np.zeros((len(tokens), len(tokens[0]), len(self.findings)), np.float32)
+        for row, report in zip(rows, tokens):
+            start = 0
+            for end in [i for i, word in enumerate(report, 1) if word == stop]:
+                sentence = tuple(report[start:end])
+                if sentence not in self.known:
+                    names = label_findings(self.vocab.decode(sentence))
+                    self.known[sentence] = [name in names for name in self.findings]
+                row[start:end], start = self.known[sentence], end
+        return torch.from_numpy(rows)
+
+
 # %% ../nbs/13_results.ipynb #b5c0fee9
 @contextmanager
 def _on_all_devices(learn):
@@ -432,11 +476,15 @@ def train_captioner(
     epochs = epochs or min(40, round(200_000 / (studies.split == "train").sum()))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
-    if encoder == "phantom": start_from_findings(model, load_finding_net()[0].head, np.stack([store[u] for u in train.uid[:100]]))
+    lessons = []
+    if encoder == "phantom":
+        net, findings = load_finding_net()
+        start_from_findings(model, net.head, np.stack([store[u] for u in train.uid[:100]]))
+        if not model.pooled: lessons = [PointAtFindings(net.head, findings, vocab)]
     with TemporaryDirectory() as tmp:
         learn = caption_learner(caption_dls(studies, store, vocab, bs=bs // max(1, num_distrib()), pooled=model.pooled), model, lr=lr)
         learn.path = Path(tmp)
-        with _on_all_devices(learn): learn.fit_one_cycle(epochs, cbs=[] if rank_distrib() else SaveModelCallback(fname="best"))
+        with _on_all_devices(learn): learn.fit_one_cycle(epochs, cbs=lessons + ([] if rank_distrib() else [SaveModelCallback(fname="best")]))
     losses = pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
     about = dict(encoder=str(encoder), images=source, split=split, seed=seed, losses=losses.round(4).to_dict("list"))
     if not rank_distrib(): save_model(out, model.cpu(), vocab, about)

@@ -168,7 +168,9 @@ class TransformerDecoder(nn.Module):
         self,
         features,  # (B, 98, 1024) float32
         tokens,  # (B, T) int: SOS, then the true words
-    ):  # logits (B, T, V) of each next word
+        looks=False,  # also return where it looked
+    ):  # logits (B, T, V) of each next word; with `looks`, and attention (B, T, 98) before each
         "Teacher forcing: all words at once, nothing goes step by step."
         memory, state = self.start(features)
-        return self._read(tokens, state, memory)[0]
+        logits, _, weights = self._read(tokens, state, memory)
+        return (logits, weights) if looks else logits
