@@ -453,7 +453,7 @@ def train_captioner(
     min_count:int=3, # a word must occur this often in the training reports
     composed:bool=True, # learn `composed_reports`; otherwise, or where no study has a MeSH code, each its own report
     seed:int=0, # of everything random
-    dropout:float=.3, # of the decoder
+    dropout:float=.2, # of the decoder
     bodies:int=2, # simulated images: so many patients with a training study's codes,
     crossed:int=10, # and, to learn composed reports, so many with crossed codes
     **kwargs, # more arguments of the decoder, such as hidden
