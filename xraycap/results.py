@@ -288,10 +288,10 @@ class _Composer:
         self.known, self.number = count.fit_transform(texts).T.tocsr(), count.vocabulary_  # n-gram report
         self.has = count.transform(self.lines)  # line n-gram
         self.order = np.array([len(gram) - 1 for gram, _ in count.get_feature_names_out()])
-        rare, (gram, report), size = np.log(len(texts) / self.known.getnnz(1)), self.known.nonzero(), np.zeros((4, len(texts)))
-        np.add.at(size, (self.order[gram], report), rare[gram]**2)  # squared, of each report's weighted counts
-        self.alike = csr_matrix((rare[gram]**2 / np.sqrt(np.maximum(size[self.order[gram], report], 1e-9)), (gram, report)))
-        self.squared = rare**2
+        self.squared = np.log(len(texts) / self.known.getnnz(1))**2  # CIDEr's weight of an n-gram, squared
+        (gram, report), size = self.known.nonzero(), np.zeros((4, len(texts)))
+        np.add.at(size, (self.order[gram], report), self.squared[gram])  # of each report's weighted counts
+        self.alike = csr_matrix((self.squared[gram] / np.sqrt(np.maximum(size[self.order[gram], report], 1e-9)), (gram, report)))
         self.cost = self.has @ _price[self.order]
         self.named = MultiLabelBinarizer(classes=FINDINGS).fit_transform(map(label_findings, self.lines)).astype(bool)  # line finding
         healthy = np.array([[bool(re.search(words, line)) for words, _ in _healthy.values()] for line in self.lines]) & ~self.named.any(1, keepdims=True)
@@ -422,7 +422,6 @@ class PointAtFindings(Callback):
                 row[start:end], start = self.known[sentence], end
         return torch.from_numpy(rows)
 
-
 # %% ../nbs/13_results.ipynb #b5c0fee9
 @contextmanager
 def _on_all_devices(learn):
@@ -476,15 +475,15 @@ def train_captioner(
     epochs = epochs or min(40, round(200_000 / (studies.split == "train").sum()))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
-    lessons = []
+    callbacks = [] if rank_distrib() else [SaveModelCallback(fname="best")]
     if encoder == "phantom":
         net, findings = load_finding_net()
         start_from_findings(model, net.head, np.stack([store[u] for u in train.uid[:100]]))
-        if not model.pooled: lessons = [PointAtFindings(net.head, findings, vocab)]
+        if not model.pooled: callbacks.append(PointAtFindings(net.head, findings, vocab))
     with TemporaryDirectory() as tmp:
         learn = caption_learner(caption_dls(studies, store, vocab, bs=bs // max(1, num_distrib()), pooled=model.pooled), model, lr=lr)
         learn.path = Path(tmp)
-        with _on_all_devices(learn): learn.fit_one_cycle(epochs, cbs=lessons + ([] if rank_distrib() else [SaveModelCallback(fname="best")]))
+        with _on_all_devices(learn): learn.fit_one_cycle(epochs, cbs=callbacks)
     losses = pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
     about = dict(encoder=str(encoder), images=source, split=split, seed=seed, losses=losses.round(4).to_dict("list"))
     if not rank_distrib(): save_model(out, model.cpu(), vocab, about)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 import numpy as np
 import torch
-from .text import EOS, SOS, UNK
+from .text import EOS, PAD, SOS, UNK
 
 # %% ../nbs/10_search.ipynb #09a2f1d3
 class Hypothesis(NamedTuple):
@@ -25,7 +25,7 @@ def _word_logp(
     logits,  # (N, V); changed in place
 ):  # (N, V) log-probabilities of the words that may be said
     "log softmax over everything but PAD, SOS and UNK, which get -inf."
-    logits[:, :EOS] = logits[:, UNK] = -torch.inf  # PAD and SOS come before EOS
+    for i in (PAD, SOS, UNK): logits[:, i] = -torch.inf
     return logits.log_softmax(-1, torch.float32)
 
 # %% ../nbs/10_search.ipynb #78c1feb7
@@ -175,7 +175,7 @@ def beam_search(
             width = logp.shape[1]
             logits, state, look = model.step(tokens, state, memory)
             logp, parent, word = _expand(logp, _word_logp(logits), room, k)
-            steps.append((row, word, parent, logp.copy(), None if look is None else look.view(-1, width, look.shape[1])))
+            steps.append((row, word, parent, logp.copy(), None if look is None else look.unflatten(0, (-1, width))))
             ended = (logp > -np.inf) & ((word == EOS) | (t == max_len))
             if ended.any():
                 score = np.where(ended, logp / t, -np.inf)
