@@ -32,6 +32,24 @@ class Plain:
         return d.output(d.drop(torch.relu(d.mix(torch.cat([h, context, word], 1))))), (h,)
 
 
+class CaseStudy(nn.Module):
+    "The case study's attention decoder with the sizes of its usual implementations: 512 each, 300 for a word."
+
+    def __init__(self, vocab_size, size=512):
+        super().__init__()
+        self.encode, self.U, self.W, self.v = nn.Linear(1024, size), nn.Linear(size, size), nn.Linear(size, size), nn.Linear(size, 1)
+        self.embedding, self.cell, self.output = nn.Embedding(vocab_size, 300), nn.GRUCell(size + 300, size), nn.Linear(size, vocab_size)
+
+    def start(self, features):
+        places = torch.relu(self.encode(features))
+        return places, (torch.zeros_like(places[:, 0]),)
+
+    def step(self, tokens, state, places):
+        weights = self.v(torch.tanh(self.U(places) + self.W(state[0])[:, None])).softmax(1)
+        h = self.cell(torch.cat([(weights * places).sum(1), self.embedding(tokens)], 1), state[0])
+        return self.output(h), (h,)
+
+
 class ShowAttendTell(nn.Module):
     "Show, Attend and Tell (Xu et al. 2015) with the sizes of its usual implementation: 512 each; it attends to the features themselves."
 

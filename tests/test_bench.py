@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench.common import growth, rounds, row
 from bench.encoding import GFLOP
-from bench.peers import Plain, ShowAttendTell, case_study_search, plain_loss, show_attend_tell_search
+from bench.peers import CaseStudy, Plain, ShowAttendTell, case_study_search, plain_loss, show_attend_tell_search
 from bench.search import report_flop
 from bench.training import our_loss, random_store
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,9 +51,14 @@ def test_the_same_loss_and_gradients_step_by_step(decoder):
     for ours, plain in zip(*gradients): torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-3)
 
 
-def test_the_published_decoder_runs():
-    words = show_attend_tell_search(ShowAttendTell(30, size=16).eval(), torch.randn(98, 1024), max_len=6)
-    assert len(words) <= 6 and not {PAD, SOS} & set(words)
+@pytest.mark.parametrize('published', [CaseStudy, ShowAttendTell])
+def test_both_loops_search_the_published_decoders_alike(published):
+    torch.manual_seed(0)
+    model, features = published(30, size=16).eval(), torch.randn(98, 1024)
+    for p in model.parameters(): p.data.mul_(3)
+    words = show_attend_tell_search(model, features, max_len=6)
+    assert words == case_study_search(model, features, max_len=6)
+    assert 0 < len(words) <= 6 and not {PAD, SOS} & set(words)
 
 
 def test_arithmetic_is_counted():

