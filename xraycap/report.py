@@ -87,7 +87,7 @@ def _view(
 class Captioner:
     "Encoder, decoder and vocabulary: radiographs in, report out."
     def __init__(self,
-        decoder:torch.nn.Module, # `AttentionDecoder` or `LSTMDecoder`
+        decoder:torch.nn.Module, # `AttentionDecoder`, `LSTMDecoder` or `TransformerDecoder`
         vocab, # `Vocab`
         about:dict, # `encoder` (weights' name) and `images` ('phantom' or 'openi'), and what else is to be kept
         name:str="unnamed", # for the reports

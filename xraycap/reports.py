@@ -371,7 +371,7 @@ def load_studies(
 
 # %% ../nbs/00_reports.ipynb #327ec041
 def studies_table(
-    clean=None, # function str -> str that makes the column `findings_clean` of the findings (chapter 04 has two); None: no such column
+    clean=None, # function str -> str that makes the column `findings_clean` of the findings (chapter 4 has two); None: no such column
     split="chen", # see `split_studies`
 ):
     """All 3,955 reports for a spreadsheet, a row each: `uid`, `images`, `views`, `frontal`, `lateral`, `findings`, `impression`,
