@@ -15,12 +15,12 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
 from schemathesis import GenerationMode
 from typer.testing import CliRunner
 
 from xraycap import app as xapp
-from xraycap.app import DEFLATED, FILE_LIMIT, PIXEL_LIMIT, create_app, make_server
+from xraycap.app import FILE_LIMIT, PACKED, PIXEL_LIMIT, create_app, make_server
 from xraycap.cli import app as cli
 from xraycap.phantom import study_views
 from xraycap.radiographs import open_radiograph, square
@@ -160,10 +160,27 @@ def test_bad_files(client, kind):
 
 def test_a_deflated_dicom_is_not_inflated(client, monkeypatch):
     bomb = dicom(np.zeros((4000, 4000), "u2"), DeflatedExplicitVRLittleEndian)
-    assert len(bomb) < 100_000 and DEFLATED.decode() == DeflatedExplicitVRLittleEndian
+    assert len(bomb) < 100_000 and PACKED[0].decode() == DeflatedExplicitVRLittleEndian
     monkeypatch.setattr(zlib, "decompress", lambda *a, **k: pytest.fail("inflated"))
     monkeypatch.setattr(zlib, "decompressobj", lambda *a, **k: pytest.fail("inflated"))
-    assert "compressed as a whole" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
+    assert "hides its size" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
+
+
+def test_a_run_length_dicom_is_not_unrolled(client, monkeypatch):
+    bomb = dicom(np.zeros((64, 64), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", RLELossless.encode())
+    monkeypatch.setattr("pydicom.Dataset.pixel_array", property(lambda self: pytest.fail("unrolled")))
+    assert "hides its size" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
+
+
+def test_a_jpeg_of_endless_scans_is_not_painted(client):
+    file = BytesIO()
+    Image.linear_gradient("L").save(file, format="JPEG", progressive=True)
+    whole = file.getvalue()
+    assert 1 < whole.count(b"\xff\xda") < 20 and post(client, frontal=(whole, "good.jpg")).status_code == 200
+    last = whole[whole.rindex(b"\xff\xda"):-2]
+    assert "64 scans" in sentence(post(client, frontal=(whole[:-2] + 100 * last + whole[-2:], "slow.jpg")), 422)
+    noise = np.random.default_rng(0).integers(0, 65536, (2000, 2000)).astype("u2")
+    assert dicom(noise).count(b"\xff\xda") > 64 and post(client, frontal=(dicom(noise), "noise.dcm")).status_code == 200  # no JPEG
 
 
 def test_pixel_limit_leaves_room_for_real_radiographs(): assert 4280 * 3520 < PIXEL_LIMIT  # 14 x 17 inches at 100 micrometres
@@ -220,7 +237,7 @@ def test_a_full_queue_says_so_and_recovers():
             if health()["waiting"] == 3: break
             Event().wait(.01)
         full = ask(40)
-        assert "waiting" in sentence(full, 503).lower().replace("try again", "waiting") and int(full.headers["Retry-After"]) >= 1
+        assert "Too many studies are waiting" in sentence(full, 503) and int(full.headers["Retry-After"]) >= 1
         assert health() == {"status": "ok", "model": "stub", "waiting": 3}
         stub.go.set()
         assert [w.result().json["sentences"][0] for w in waiting] == ["Frontal 10.", "Frontal 20.", "Frontal 30."]

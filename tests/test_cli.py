@@ -1,18 +1,23 @@
 "The command line as a user meets it: results on standard output, mistakes as one sentence and exit code 2."
 import csv
+import gzip
 import json
+import os
 import resource
 import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xraycap.cli import app, whole_file
+import xraycap
+from xraycap.cli import app
+from xraycap.reports import whole_file
 
 
 def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
@@ -121,6 +126,33 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert "something other than a model" in one_sentence(run("train", "--out", tmp_path))
 
 
+def test_where_the_picture_goes(tmp_path):
+    assert run("report", "--out", tmp_path / "new" / "mine.png").exit_code == 0
+    with Image.open(tmp_path / "new" / "mine.png") as picture: assert picture.width > 500
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["mine.png"]
+    (tmp_path / "link.png").symlink_to(tmp_path / "new" / "mine.png")
+    (tmp_path / "new" / "mine.png").write_bytes(b"")
+    assert run("report", "--out", tmp_path / "link.png").exit_code == 0
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "new" / "mine.png").stat().st_size > 1000
+
+
+def test_what_is_no_file_is_written_into(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as other:
+        heard = other.submit((tmp_path / "pipe").read_text)
+        with whole_file(tmp_path / "pipe") as part: part.write_text("words")
+        assert heard.result(10) == "words" and (tmp_path / "pipe").is_fifo()
+
+
+def test_the_version(): assert run("--version").stdout == f"xraycap {xraycap.__version__}\n"
+
+
+def test_a_radiograph_is_not_replaced_by_the_report(tmp_path):
+    before = png(tmp_path / "report.png").read_bytes()
+    assert "would replace" in one_sentence(run("report", tmp_path / "report.png", "--out", tmp_path))
+    assert (tmp_path / "report.png").read_bytes() == before
+
+
 def test_what_the_system_says(tmp_path):
     folder(tmp_path / "report.png")
     assert one_sentence(run("report", "--out", tmp_path)) == f"xraycap: {tmp_path / 'report.png'}: Is a directory.\n"
@@ -196,6 +228,8 @@ def test_studies(tmp_path):
         images, views = row["images"].split(";"), row["views"].split(";")
         assert len(images) == len(views) and set(views) <= {"frontal", "lateral", ""}
         assert not row["images"] or {row["frontal"], row["lateral"]} <= set(images)
+    assert run("studies", "--out", tmp_path / "small.csv.gz").exit_code == 0
+    with gzip.open(tmp_path / "small.csv.gz", "rb") as packed: assert packed.read() == out.read_bytes()
     parts = [r["split"] for r in rows]
     assert [parts.count(p) for p in ("train", "val", "test")] == [2069, 296, 590]
     assert [p.name for p in out.parent.iterdir()] == ["studies.csv"]

@@ -228,6 +228,16 @@ def test_damaged_archives(tmp_path, content):
     assert [o.name for o in tmp_path.iterdir()] == ["a"]
 
 
+def test_what_cannot_be_made_small(tmp_path, monkeypatch):
+    deep = io.BytesIO()
+    Image.fromarray((np.arange(64 * 64) % 4096).reshape(64, 64).astype("u2")).save(deep, "PNG")
+    (tmp_path / "a").write_bytes(tgz({"deep.png": deep.getvalue()}))
+    R.extract(tmp_path / "a", tmp_path / "out", side=32)
+    assert (tmp_path / "out" / "deep.png").read_bytes() == deep.getvalue()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="cannot be unpacked"): R.extract(tmp_path / "a", tmp_path / "out2", side=32)
+
+
 # --- the command
 
 def test_images_end_to_end(server, tmp_path, monkeypatch, capsys):

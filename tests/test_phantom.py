@@ -79,6 +79,7 @@ def test_patients_differ_more_than_most_findings_do():
 
 def test_codes():
     assert mesh_findings(['Density/lung/base', 'Lung/hyperdistention/mild', 'normal', 'No Indexing']) == {'Opacity', 'Hyperinflation'}
+    assert (phantom(1, ['Emphysema/', '/', ' ']).frontal == phantom(1, ['Emphysema']).frontal).all()
     assert finding_sides(['Pleural Effusion/bilateral', 'Nodule/lung']) == {'Pleural Effusion': {'right', 'left'}}
 
 

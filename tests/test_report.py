@@ -1,6 +1,7 @@
 "From image files to a report and its picture."
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ def test_a_report_says_something_about_itself(report):
 
 def test_the_notice_depends_on_the_images():
     assert "Not for diagnosis" in made_up().notice and "simulated" not in made_up().notice
+    assert "encoder has only seen simulated images" in replace(made_up(), encoder="phantom").notice
 
 
 def test_paths_images_and_arrays_are_the_same(captioner, example, report):
@@ -56,6 +58,22 @@ def test_paths_images_and_arrays_are_the_same(captioner, example, report):
 def test_one_image_is_used_twice(captioner, example):
     one, two = captioner.report(example["frontal"]), captioner.report(example["frontal"], example["frontal"])
     assert one.words == two.words and one.logp == pytest.approx(two.logp)
+    titles = [[ax.get_title() for ax in report_figure(r).axes] for r in (one, two)]
+    assert "Frontal and lateral view" in titles[1] and not any("rontal" in title for title in titles[0])
+    pictures = [ax.images[0].get_array() for ax in report_figure(one).axes if ax.images]
+    assert {p.shape[:2] for p in pictures} == {(224, 224)}
+    twice = replace(one, attention=np.tile(one.attention.reshape(-1, 2, 49).sum(1) / 2, 2))  # each of the two halves has half of it
+    for p, q in zip(pictures, report_figure(twice).axes): np.testing.assert_allclose(p, q.images[0].get_array(), atol=.01)
+
+
+@pytest.mark.parametrize("bad", [None, b"bytes", [1, 2], torch.zeros(64, 64)])
+def test_what_is_no_image_is_refused(captioner, bad):
+    with pytest.raises(ValueError, match="An image must be"): captioner.report(bad)
+
+
+def test_an_image_that_was_cut_short_is_refused(captioner, example, tmp_path):
+    (tmp_path / "cut.png").write_bytes(example["frontal"].read_bytes()[:5000])
+    with pytest.raises(ValueError, match="cut short"): captioner.report(Image.open(tmp_path / "cut.png"))
 
 
 def test_the_report_is_what_evaluate_scores(captioner, example, report):

@@ -29,6 +29,12 @@ def raw():
 def reports(): return R.load_reports()
 
 
+def test_a_table_that_is_written_into_is_nobody_elses():
+    table = R.view_table()
+    table["view"] = "frontal"
+    assert set(R.view_table()["view"]) == {"frontal", "lateral"}
+
+
 def test_finding_the_archive_does_not_import_torch():
     code = ("import sys; from xraycap.reports import load_reports; load_reports();"
             "print([o for o in ('torch', 'torchxrayvision', 'fastai') if o in sys.modules])")
@@ -117,10 +123,10 @@ def test_views_agree_with_clues_that_had_no_say(monkeypatch):
                        "position": clues.position.map({"LL": "lateral", "RL": "lateral", "LATERAL": "lateral"}),
                        "orientation": clues.orientation.map({"['A', 'F']": "lateral", "['P', 'F']": "lateral"})}.items():
         monkeypatch.setattr(R, "view_clues", lambda: clues.assign(**{name: np.nan}))
-        R.view_table.cache_clear()
+        R._view_table.cache_clear()
         view = R.view_table()["view"]
         assert (view == said)[said.notna()].mean() > .98, name
-    R.view_table.cache_clear()
+    R._view_table.cache_clear()
 
 
 def test_the_marks_pa_of_second_images_are_not_believed():

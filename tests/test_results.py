@@ -2,6 +2,7 @@
 import json
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from xraycap.metrics import corpus_bleu
 from xraycap.phantom import FINDINGS
 from xraycap.results import (PointAtFindings, baselines, check_out, composed_reports, consensus_reports, cross_codes, describe, evaluate, find_model, findings_table, generate, load_model, paired_bootstrap,
                              report_weights, results_table, save_model, score_card, train_captioner)
+from xraycap.reports import load_studies
 from xraycap.text import Vocab, clean_chen
 from xraycap.transformer import TransformerDecoder
 
@@ -63,6 +65,16 @@ def test_saving_does_not_replace_other_things(tmp_path):
     assert check_out(tmp_path / "new") == tmp_path / "new"
 
 
+def test_a_place_that_cannot_be_saved_into_is_known_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="the folder you are in"): check_out(".")
+    with pytest.raises(ValueError, match="cannot be made"): train_captioner(tmp_path / "file" / "model")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="cannot be written into"): check_out(tmp_path / "model")
+
+
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\x80\x04."])
 def test_a_damaged_model_is_a_sentence(tmp_path, name, content):
@@ -71,6 +83,23 @@ def test_a_damaged_model_is_a_sentence(tmp_path, name, content):
     (tmp_path / "model" / name).unlink()
     if content is not None: (tmp_path / "model" / name).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match="model"): load_model(tmp_path / "model")
+
+
+def test_a_link_to_a_model_stays_a_link(tmp_path):
+    vocab = Vocab.from_texts(texts)
+    save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    save_model(tmp_path / "link", small(LSTMDecoder, vocab), vocab, about)
+    assert (tmp_path / "link").is_symlink() and type(load_model(tmp_path / "model")[0]) is LSTMDecoder
+
+
+def test_parts_of_two_models_are_no_model(tmp_path):
+    vocab = Vocab.from_texts(texts)
+    save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
+    Vocab.from_texts(texts[:1]).save(tmp_path / "model" / "vocab.json")
+    with pytest.raises(ValueError, match="model.*cannot be opened"): load_model(tmp_path / "model")
+    save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, dict(images="phantom"))
+    with pytest.raises(ValueError, match="model.*cannot be opened"): load_model(tmp_path / "model")
 
 
 def test_a_pickle_is_not_opened(tmp_path):
@@ -106,6 +135,10 @@ def test_baselines_take_nothing_from_the_test_part():
     assert {len(r) for r in rows.values()} == {590}
     assert len(set(rows["best constant"])) == len(set(rows["most common report"])) == 1
     assert len(set(rows["another patient's report"])) > 100
+    studies = load_studies()
+    train, test = (set(studies.findings[studies.split == part].map(clean_chen)) for part in ("train", "test"))
+    assert test - train  # were the test part read, its own texts would be among another patient's
+    for texts in rows.values(): assert set(texts) <= train
 
 
 @pytest.fixture
@@ -121,6 +154,21 @@ def few_studies(monkeypatch):
     monkeypatch.setattr(results, "load_studies", few)
     monkeypatch.setattr(results, "store_features", noise)
     return few("phantom", "chen")
+
+
+def test_training_on_next_to_nothing(tmp_path, few_studies, monkeypatch):
+    def first(n): monkeypatch.setattr(results, "load_studies", lambda images, split: few_studies.groupby("split").head(n))
+    first(1)
+    with pytest.raises(ValueError, match="two studies at least"): train_captioner(tmp_path / "model")
+    first(2)
+    for decoder in results.decoder_names: assert train_captioner(tmp_path / "model", decoder=decoder, epochs=1, bodies=1, crossed=0).valid_loss.notna().all()
+
+
+def test_a_weights_file_is_found_from_any_folder(tmp_path, few_studies, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, "CheXNet", lambda weights: None)
+    train_captioner("model", encoder="weights", epochs=1, bodies=1, crossed=0)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"] == str(tmp_path / "weights")
 
 
 @pytest.mark.parametrize("decoder", results.decoder_names)
@@ -300,6 +348,8 @@ def test_the_shipped_model_is_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "attention").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_model("attention").parent == results.assets  # a folder of that name here is ./attention
+    (tmp_path / "attention" / "config.json").write_text("{}")
+    assert find_model("./attention").resolve() == find_model(Path("attention")).resolve() == tmp_path / "attention"
     with pytest.raises(FileNotFoundError, match="nobody"): find_model("nobody")
 
 

@@ -107,6 +107,11 @@ def test_real_files_are_shown_and_not_called_simulated(studies, tmp_path):
     assert [text.get_text() for text in study_figure(studies.iloc[0], still=False).texts] == ["study 11, frontal", "lateral"]
 
 
+def test_dollars_are_no_formula(studies):
+    studies["findings"] = "costs $5 and \\frac $6_"
+    study_figure(studies.iloc[0], still=True).canvas.draw()
+
+
 def test_each_search_redraws_once(studies, monkeypatch):
     drawn = []
     monkeypatch.setattr("xraycap.widgets.study_views", lambda study: drawn.append(study.uid) or phantom(1)[:2])

@@ -53,7 +53,7 @@ def show_studies(
     fig, axes = plt.subplots(n, 3, figsize=(11, 2.6 * n), width_ratios=(1, 1, 2.4), squeeze=False, layout='constrained')
     for row, frontal, lateral, tokens in zip(axes, *batch):
         for ax, view in zip(row, (frontal, lateral)): ax.imshow(view[0].cpu(), cmap='gray', vmin=0, vmax=1)
-        row[2].text(0, .5, fill(vocab.decode(tokens), 48), va='center')
+        row[2].text(0, .5, fill(vocab.decode(tokens), 48), va='center', parse_math=False)
         for ax in row: ax.axis('off')
 
 # %% ../nbs/07_batches.ipynb #27e3050d
@@ -134,7 +134,7 @@ class CaptionDL(TfmdDL):
         fig, axes = plt.subplots(n, 2, figsize=(11, 1.5 * n), width_ratios=(2, 5), squeeze=False, layout='constrained')
         for (left, right), x, words in zip(axes, features.cpu(), tokens_out):
             left.imshow(x[None] if x.ndim == 1 else _side_by_side(x.mean(-1)), cmap='gray', aspect='auto' if x.ndim == 1 else 'equal')
-            right.text(0, .5, fill(self.dataset.vocab.decode(words), 75), va='center')
+            right.text(0, .5, fill(self.dataset.vocab.decode(words), 75), va='center', parse_math=False)
             for ax in (left, right): ax.axis('off')
 
 # %% ../nbs/07_batches.ipynb #e9fe1222

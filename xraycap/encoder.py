@@ -28,7 +28,7 @@ from torch import nn
 from torchvision.models import DenseNet121_Weights, densenet121
 from tqdm.auto import tqdm
 from .phantom import phantom, study_views
-from .reports import DOWNLOADS, cache_dir, fetch
+from .reports import DOWNLOADS, cache_dir, fetch, whole_file
 
 # %% ../nbs/06_encoder.ipynb #5937d3e7
 class CheXNet(nn.Module):
@@ -149,14 +149,8 @@ def _xrv_file(name):
     except Exception as e:
         raise ValueError(f"What {url} gave is not a DenseNet-121 ({type(e).__name__}): pass the path of a weights file instead.") from e
     finally: fetched.unlink()
-    _keep(tensors, kept)
+    with whole_file(kept) as part: part.write_bytes(save(tensors))
     return kept
-
-def _keep(tensors, path):
-    "Write safetensors under a temporary name first, so that a half-written file is never found."
-    part = path.with_suffix(".part")
-    part.write_bytes(save(tensors))
-    os.replace(part, path)
 
 # %% ../nbs/06_encoder.ipynb #e9e4aa71
 _KERAS_PART = re.compile(r"(?:^|/)(conv1[/_]conv|conv1[/_]bn|conv\d_block\d+_\d_(?:conv|bn)|pool\d_(?:conv|bn)|bn)"
@@ -214,16 +208,19 @@ def load_weights(
     weights = str(weights)
     if weights == "phantom": return _read_file(_phantom_file())
     if weights in _XRV: return _read_file(_xrv_file(weights))
-    if weights in _BROUGHT: return _read_file(_brought_file(weights))
+    if weights in _BROUGHT:
+        try: return _read_file(_brought_file(weights))
+        except ValueError as e: raise ValueError(f"{e} Delete it; then {_BROUGHT[weights][1]}.") from None
     if weights == "imagenet": return _imagenet()
     if re.fullmatch(r"[\w-]+", weights) and not Path(weights).exists():
-        raise ValueError(f"{weights} is no weights' name (those are phantom, {', '.join([*_XRV, *_BROUGHT])}, imagenet) and no file.")
+        raise ValueError(f"{weights} is no weights' name (those are {', '.join(_NAMES)}) and no file.")
     return _read_file(weights)
 
 # %% ../nbs/06_encoder.ipynb #0c3296b9
 _XRV = ["xrv-" + name for name in ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")]
 _BROUGHT = {"chexnet-torch": (DOWNLOADS["weights"].result, "fetch it with  xraycap download weights"),
             "chexnet-keras": ("brucechou1983_CheXNet_Keras_0.3.0_weights.h5", "it has no lasting address, so bring your own copy")}
+_NAMES = ["phantom", *_XRV, *_BROUGHT, "imagenet"]
 
 def _phantom_file():
     "Path of the weights in the package."
@@ -479,37 +476,46 @@ def _index_of(path, seen):
     return {"rows": {}, "seen": {}}
 
 def _fill(path, held, seen, studies, encoder, bs):
-    "Encode `studies` into the rows after those that `held` names."
-    fast, new_index = fused(encoder), path.with_suffix(".json.part")
+    "Encode `studies` into the rows after those that `held` names; the index is written whenever it has grown by a hundredth, and at the end."
+    fast, written = fused(encoder), len(held["rows"])
+    def write_index():
+        with whole_file(path.with_suffix(".json")) as part: part.write_text(json.dumps(held))
     with open(path, "r+b" if held["rows"] else "wb") as f, tqdm(total=len(studies), unit=" studies") as bar:
         end = _end(held["rows"])
         f.seek(end * _ROW)
-        for part, views in _batches(studies, bs):
-            x = torch.from_numpy(views).flatten(0, 1).to(encoder.mean.device)
-            with torch.inference_mode(): y = fast.spatial(x).half().reshape(len(part), 98, 1024)  # (n v) p c -> n (v p) c
-            f.write(y.cpu().numpy().tobytes())
-            f.flush()
-            uids = [str(study.uid) for study in part]
-            held["rows"].update(zip(uids, range(end, end + len(uids))))
-            held["seen"].update((uid, seen[uid]) for uid in uids)
-            end += len(uids)
-            new_index.write_text(json.dumps(held))
-            os.replace(new_index, path.with_suffix(".json"))
-            bar.update(len(part))
+        try:
+            for part, views in _batches(studies, bs):
+                x = torch.from_numpy(views).flatten(0, 1).to(encoder.mean.device)
+                with torch.inference_mode(): y = fast.spatial(x).half().reshape(len(part), 98, 1024)  # (n v) p c -> n (v p) c
+                f.write(y.cpu().numpy().tobytes())
+                f.flush()
+                uids = [str(study.uid) for study in part]
+                held["rows"].update(zip(uids, range(end, end + len(uids))))
+                held["seen"].update((uid, seen[uid]) for uid in uids)
+                end += len(uids)
+                bar.update(len(part))
+                if len(held["rows"]) > 1.01 * written:
+                    write_index()
+                    written = len(held["rows"])
+        finally: write_index()
 
 # %% ../nbs/06_encoder.ipynb #b50bb7da
+def _store_file(studies, encoder, path):
+    "Where the store of these images and this encoder is, in a folder that is there."
+    if studies.empty: raise ValueError("There is no study in the table, so there are no features to store.")
+    folder = Path(path) if path else cache_dir()/"features"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = re.sub(r"[^A-Za-z0-9]+", "-", str(studies.attrs.get("images", "images"))).strip("-")
+    return folder.resolve()/f"{source}-{_digest(encoder)}.f16"
+
 def store_features(
     studies,  # DataFrame of `load_studies`
     encoder,  # CheXNet
     path=None,  # folder; None: `features` in the cache folder
     bs=16,  # studies at a time
 ):
-    "A FeatureStore with all of `studies`; only new and changed images are encoded. Raises ValueError if there is no study."
-    if studies.empty: raise ValueError("There is no study in the table, so there are no features to store.")
-    folder = Path(path) if path else cache_dir()/"features"
-    folder.mkdir(parents=True, exist_ok=True)
-    source = re.sub(r"[^A-Za-z0-9]+", "-", str(studies.attrs.get("images", "images"))).strip("-")
-    file = folder/f"{source}-{_digest(encoder)}.f16"
+    "A FeatureStore with all of `studies`; only new and changed images are encoded. Raises ValueError if there is no study, and what `open_radiograph` raises."
+    file = _store_file(studies, encoder, path)
     with open(file.with_suffix(".lock"), "w") as lock:
         if fcntl: fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the work done
         seen = {str(study.uid): _seen(study) for study in studies.itertuples()}

@@ -60,7 +60,7 @@ def finding_codes(
     "The codes that the phantom paints, by finding"
     out = []
     for code in mesh:
-        head, *quals = [part.strip() for part in code.split('/')]
+        head, *quals = [part for part in map(str.strip, code.split('/')) if part] or ['']
         out += [(name, {head, *quals}) for name, rule in _rules.items() if rule(head, set(quals))]
     return out
 

@@ -28,8 +28,8 @@ def _grey(
     image, # PIL image of any mode, loaded
 ):
     "Any mode -> mode 'L'"
-    if image.mode.startswith(("I", "F")): return Image.fromarray(_to_grey(image))
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")): return Image.fromarray(_to_grey(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -45,7 +45,7 @@ def _check_size(path, width, height, max_pixels=MAX_PIXELS):
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{path} is only {width} x {height} pixels: a radiograph needs at least {MIN_SIDE} on each side.")
     if width * height > max_pixels:
-        raise ValueError(f"{path} says it is {width:,} x {height:,} pixels, more than any radiograph has: make it smaller.")
+        raise ValueError(f"{path} says it is {width:,} x {height:,} pixels, and {max_pixels // 1_000_000} million are the most: make it smaller.")
 
 def _open_picture(path, max_pixels):
     "A PNG or JPEG -> PIL image, mode 'L'"
@@ -54,7 +54,7 @@ def _open_picture(path, max_pixels):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning) # we have our own limit
             image = Image.open(path, formats=["PNG", "JPEG"])
     except Image.DecompressionBombError:
-        raise ValueError(f"{path} says it has over {max_pixels:,} pixels, more than any radiograph has: make it smaller.") from None
+        raise ValueError(f"{path} says it has over {max_pixels // 1_000_000} million pixels, the most that are opened: make it smaller.") from None
     except Exception: # whatever Pillow's parsers stumble over
         raise ValueError(f"{path} is not a PNG, JPEG or DICOM file: save the radiograph as one of these.") from None
     with image:
@@ -69,18 +69,17 @@ def _windowed(
 ):
     "The display window of a DICOM file applied -> uint8; without a window, the picture's own range"
     from pydicom.pixels import apply_voi_lut, apply_windowing
-    if ds.get("VOILUTSequence"): return _to_grey(apply_voi_lut(x.astype(np.int64), ds))
-    if not np.any(ds.get("WindowWidth")): return _to_grey(x)
+    if ds.get("VOILUTSequence"): return _to_grey(apply_voi_lut(x.astype(np.int64), ds), 0, 2**ds.VOILUTSequence[0].LUTDescriptor[2] - 1)
+    if not np.all(np.asarray(ds.get("WindowWidth") or 0, float) > 0) or ds.get("WindowCenter") is None: return _to_grey(x)
     with np.errstate(over="ignore"):
         return _to_grey(apply_windowing(x, ds), *apply_windowing(np.array([-1e9, 1e9]), ds))
 
 def _open_dicom(path, max_pixels):
     "A DICOM file -> PIL image, mode 'L', bone white"
-    try: import pydicom
-    except ImportError:
-        raise ValueError(f"{path} is a DICOM file, and to read it takes one more package: run `pip install 'xraycap[dicom]'`.") from None
+    import pydicom
     try:
-        ds = pydicom.dcmread(path)
+        ds = pydicom.dcmread(path, force=True)
+        if "TransferSyntaxUID" not in ds.file_meta: ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian # an old file, uncompressed
         width, height, frames = (int(ds.get(o) or 0) for o in ("Columns", "Rows", "NumberOfFrames")) # pydicom reads a field when it is asked for it
     except Exception: raise ValueError(f"{path} is a damaged DICOM file: export it again.") from None
     if not (width and height and "PixelData" in ds):
@@ -93,11 +92,16 @@ def _open_dicom(path, max_pixels):
 
 def _dicom_picture(ds):
     "The picture of a DICOM dataset as it is meant to be seen: PIL image, mode 'L'"
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
     x = ds.pixel_array
+    if ds.PhotometricInterpretation == "PALETTE COLOR": x = apply_color_lut(x, ds)
     if x.ndim == 3: return Image.fromarray(_to_grey(x)).convert("L")
-    grey = _windowed(apply_modality_lut(x, ds).astype(np.float64), ds)
-    return Image.fromarray(255 - grey if ds.PhotometricInterpretation == "MONOCHROME1" else grey)
+    values, padded = apply_modality_lut(x, ds).astype(np.float64), x == ds.get("PixelPaddingValue")
+    if padded.any() and not padded.all(): values[padded] = values[~padded].min() # not a part of the picture, so not of its range
+    grey = _windowed(values, ds)
+    if ds.PhotometricInterpretation == "MONOCHROME1": grey = 255 - grey
+    grey[padded] = 0
+    return Image.fromarray(grey)
 
 # %% ../nbs/02_radiographs.ipynb #8d541517
 def open_radiograph(
@@ -117,7 +121,8 @@ def open_radiograph(
         if not path.is_file(): raise ValueError(f"{path} is not a file: give the radiograph itself.")
         with open(path, "rb") as f: head = f.read(132)
     if not head: raise ValueError(f"{path} is empty: copy or export it again.")
-    return (_open_dicom if head[128:] == b"DICM" else _open_picture)(path, max_pixels)
+    dicom = head[128:] == b"DICM" or head[:2] in (b"\2\0", b"\10\0") # an old file begins with its first field, of group 2 or 8
+    return (_open_dicom if dicom else _open_picture)(path, max_pixels)
 
 # %% ../nbs/02_radiographs.ipynb #8f1cdc1e
 def square(

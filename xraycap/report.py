@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .batches import pool_views
-from .encoder import CheXNet
+from .encoder import CheXNet, fused
 from .radiographs import _check_size, _grey, open_radiograph, square
 from .results import assets, find_model, load_model, save_model
 from .search import beam_search
@@ -40,8 +40,9 @@ class Report:
     attention:np.ndarray # (T, 98): where each word looked, 49 places of the frontal view, then 49 of the lateral; or None
     views:tuple # frontal and lateral, uint8 (224, 224)
     model:str # name of the model
-    images:str # what it learnt from: 'phantom' (simulated) or 'openi'
+    images:str # what it learnt from: 'phantom' (simulated), 'openi' or the name of a table
     seconds:float # from files to words
+    encoder:str = "" # weights of its encoder
 
     @property
     def sentences(self) -> list: # of str
@@ -56,7 +57,7 @@ class Report:
     @property
     def notice(self) -> str: # to be shown with the findings, always
         "What this text must not be used for."
-        return notice(self.images)
+        return notice(self.images, self.encoder)
 
     def as_dict(self) -> dict: # for JSON
         "What `xraycap report --json` prints."
@@ -64,11 +65,13 @@ class Report:
                     images=self.images, seconds=round(self.seconds, 2), notice=self.notice)
 
 def notice(
-    images:str, # what the model learnt from: 'phantom' or 'openi'
+    images:str, # what the model learnt from: 'phantom', 'openi' or the name of a table
+    encoder:str="", # weights of its encoder
 ) -> str: # a sentence or two
     "What everybody must be told who reads a generated report."
     text = "Not for diagnosis: a small research model wrote this, and it is often wrong."
-    return text + " It learnt from simulated images, not from patients' radiographs." * (images == "phantom")
+    if images == "phantom": return f"{text} It learnt from simulated images, not from patients' radiographs."
+    return text + " Its encoder has only seen simulated images." * (encoder == "phantom")
 
 # %% ../nbs/14_report.ipynb #191fb95e
 def _view(
@@ -76,12 +79,15 @@ def _view(
 ) -> np.ndarray: # uint8 (224, 224)
     "An image as the encoder gets it."
     if isinstance(image, (str, Path)): return square(open_radiograph(image))
+    if not isinstance(image, (np.ndarray, Image.Image)):
+        raise ValueError(f"An image must be a file's path, a PIL image or a uint8 array (height, width), not {type(image).__name__}.")
     if isinstance(image, np.ndarray):
         if image.ndim != 2 or image.dtype != np.uint8:
             raise ValueError(f"An image array must be uint8 of shape (height, width), not {image.dtype} of shape {image.shape}.")
         image = Image.fromarray(image)
     _check_size("The image", *image.size)
-    return square(_grey(image))
+    try: return square(_grey(image))
+    except OSError: raise ValueError("The image is damaged or cut short.") from None
 
 # %% ../nbs/14_report.ipynb #18bac9b7
 class Captioner:
@@ -94,6 +100,7 @@ class Captioner:
     ):
         self.decoder, self.vocab, self.about, self.name = decoder.eval(), vocab, about, name
         self.encoder = CheXNet(about["encoder"]).eval()
+        self.fast = fused(self.encoder)
 
     @classmethod
     def load(cls,
@@ -117,8 +124,8 @@ class Captioner:
         "Open a study's images and encode them. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         frontal = _view(frontal)
         views = frontal, frontal if lateral is None else _view(lateral)
-        with torch.inference_mode(): spatial = self.encoder.spatial(torch.from_numpy(np.stack(views)))  # (2, 49, 1024)
-        spatial = spatial.flatten(0, 1).cpu().numpy()                                                   # (98, 1024)
+        with torch.inference_mode(): spatial = self.fast.spatial(torch.from_numpy(np.stack(views)))  # (2, 49, 1024)
+        spatial = spatial.flatten(0, 1).numpy()                                                   # (98, 1024)
         return views, pool_views(spatial) if self.decoder.pooled else spatial
 
     def report(self,
@@ -131,7 +138,7 @@ class Captioner:
         views, features = self.encode(frontal, lateral)
         best, = beam_search(self.decoder, features[None], k=k)
         return Report(self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
-                      self.about["images"], time.perf_counter() - started)
+                      self.about["images"], time.perf_counter() - started, self.about["encoder"])
 
 # %% ../nbs/14_report.ipynb #b2a5e5cf
 def sentence_maps(
@@ -157,19 +164,21 @@ def overlay(
 def report_figure(
     report:Report, # what `Captioner.report` returned
 ) -> Figure: # `savefig` writes it
-    "Both views, and for each sentence the attention over both."
-    both = lambda left, right: np.hstack([left, np.ones_like(left[:, :6]) * left.max(), right])
-    panels = [("Frontal and lateral view", both(*report.views))]
+    "Both views (or the one image that there is), and for each sentence the attention over them."
+    single = report.views[0] is report.views[1]
+    def both(left, right): return left if single else np.hstack([left, np.ones_like(left[:, :6]) * left.max(), right])
+    panels = [("The image" if single else "Frontal and lateral view", both(*report.views))]
     if report.attention is not None:
         for sentence, maps in zip(report.sentences, sentence_maps(report)):
-            maps, share = maps / max(maps.max(), 4 / 98), maps[0].sum() / maps.sum()
-            panels.append((f"{sentence} ({share:.0%} frontal)", both(*map(overlay, report.views, maps))))
+            title = sentence if single else f"{sentence} ({maps[0].sum() / maps.sum():.0%} frontal)"
+            if single: maps = maps.sum(0)[None].repeat(2, 0)  # the model saw it twice
+            panels.append((title, both(*map(overlay, report.views, maps / max(maps.max(), 4 / 98)))))
     rows = -(-len(panels) // 2)
     fig = Figure(figsize=(8, 2.4 * rows + .5), layout="constrained")
     axes = fig.subplots(rows, 2, squeeze=False).ravel()
     for ax in axes: ax.axis("off")
     for ax, (title, picture) in zip(axes, panels):
         ax.imshow(picture, cmap="gray")
-        ax.set_title(textwrap.fill(title, 46), fontsize=10)
+        ax.set_title(textwrap.fill(title, 46), fontsize=10, parse_math=False)
     fig.supxlabel(textwrap.fill(report.notice, 110), fontsize=9)
     return fig

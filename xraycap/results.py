@@ -35,12 +35,12 @@ from tqdm.auto import tqdm
 from .attention import AttentionDecoder
 from .batches import caption_dls, pool_views
 from .embeddings import embedding_matrix, train_fasttext
-from .encoder import CheXNet, load_finding_net, store_features
+from .encoder import _NAMES, CheXNet, load_finding_net, store_features
 from .findings import finding_f1, label_findings
 from .lstm import LSTMDecoder, caption_learner
 from .metrics import _bleu, _bleu_counts, _ngrams, best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
 from .phantom import FINDINGS, finding_codes, finding_sides, mesh_findings
-from .reports import load_studies
+from .reports import load_studies, writable_folder
 from .search import beam_search
 from .text import Vocab, clean_chen
 from .transformer import TransformerDecoder
@@ -68,21 +68,22 @@ model_files = {"config.json", "vocab.json", "model.safetensors", "score.json"}  
 def check_out(
     path:str|Path, # folder that a model is to be saved into
 ) -> Path: # the same
-    "Raises `ValueError` when `path` holds something that saving a model there would destroy."
+    "Raises `ValueError` when saving a model there would destroy something, or cannot be done."
     path = Path(path)
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - model_files):
         raise ValueError(f"{path} holds something other than a model; choose another folder to save into.")
+    if path.resolve() == Path.cwd(): raise ValueError("A model cannot be saved into the folder you are in; choose a new one in it.")
+    writable_folder(path.resolve().parent)
     return path
 
 def save_model(
     path:str|Path, # folder to write; an older model there is replaced, anything else is left alone
     decoder:torch.nn.Module, # one of `decoder_names`
     vocab:Vocab, # its words
-    about:dict, # what to remember: `encoder` (weights' name), `images` ('phantom' or 'openi'), `split`...
+    about:dict, # what to remember: `encoder` (weights' name), `images` ('phantom', 'openi' or the table's name), `split`...
 ):
     "Write a model folder, whole or not at all. Raises `ValueError` when `path` holds something else."
-    path = check_out(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = check_out(path).resolve()  # a link stays a link
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as tmp:
         new = Path(tmp)/"new"
         new.mkdir()
@@ -101,7 +102,7 @@ def find_model(
 ) -> Path: # the folder
     "Where the model is. Raises `FileNotFoundError` when there is none."
     names = sorted(p.parent.name for p in assets.glob("*/model.safetensors"))
-    path = assets/str(model) if str(model) in names else Path(model)
+    path = assets/model if model in names else Path(model)  # a Path is always a folder
     if (path/"config.json").is_file(): return path
     raise FileNotFoundError(f"There is no model '{model}': give a folder that has config.json, or one of these names: {', '.join(names) or '(none)'}.")
 
@@ -114,6 +115,7 @@ def load_model(
         config, vocab = json.loads((path/"config.json").read_text()), Vocab.load(path/"vocab.json")
         decoder = decoder_names[config["decoder"]](**config["args"])
         decoder.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path/"model.safetensors").items()})
+        if len(vocab) != config["args"]["vocab_size"] or not {"encoder", "images"} <= config.keys(): raise ValueError("not of one model")
     except (KeyError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as e:
         raise ValueError(f"The model in {path} cannot be opened: one of its three files is missing, damaged or of another version "
                          f"({type(e).__name__}).") from e
@@ -148,22 +150,23 @@ def describe(
 # %% ../nbs/13_results.ipynb #f74897d7
 def evaluate(
     model:str|Path="attention", # a model's folder or name
-    images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
+    images:str|Path="phantom", # as `load_studies` takes them
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     part:str="test", # 'train', 'val' or 'test'
     k:int=3, # beam width
-) -> dict: # the score card with k, images ('phantom' or 'openi') and split
+) -> dict: # the score card with k, images ('phantom', 'openi' or the table's name) and split
     "Score a model on one part of a split."
     studies, source = studies_of(images, split, part)
     hypotheses = describe(model, studies, k)
     return {**score_card(list(studies.findings.map(clean_chen)), hypotheses), "k": k, "images": source, "split": studies.attrs["split"]}
 
 def studies_of(
-    images:str|Path, # 'phantom', 'openi', or a folder of images
+    images:str|Path, # as `load_studies` takes them
     split:str, # 'chen', 'case-study' or 'by-text'
     part:str, # 'train', 'val' or 'test'
-) -> tuple: # (DataFrame of the studies, 'phantom' or 'openi')
+) -> tuple: # (DataFrame of the studies, 'phantom', 'openi' or the table's name)
     "The studies of one part. Raises `ValueError` for a part that does not exist."
+    if part not in ("train", "val", "test"): raise ValueError(f"There is no part '{part}': choose train, val or test.")
     studies = load_studies(images, split)
     chosen = studies[studies.split == part]
     if chosen.empty: raise ValueError(f"No study of {images} is in the part '{part}' of the split '{studies.attrs['split']}'.")
@@ -171,7 +174,7 @@ def studies_of(
 
 # %% ../nbs/13_results.ipynb #cdb9a763
 def baselines(
-    images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
+    images:str|Path="phantom", # as `load_studies` takes them
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     part:str="test", # 'val' or 'test'
     encoder:str|None="phantom", # weights for the nearest neighbour; None leaves it out
@@ -377,8 +380,9 @@ def start_from_findings(
     for w, f in seen:
         evidence = f @ w.T  # places n
         rows = slice(row, row := row + len(w))
-        layer.weight.data[rows] = w / evidence.std(0)[:, None]
-        layer.bias.data[rows] = .5 - evidence.mean(0) / evidence.std(0)
+        spread = evidence.std(0).clamp_min(1e-6)
+        layer.weight.data[rows] = w / spread[:, None]
+        layer.bias.data[rows] = .5 - evidence.mean(0) / spread
 
 # %% ../nbs/13_results.ipynb #7d1f40a2
 class PointAtFindings(Callback):
@@ -411,7 +415,7 @@ class PointAtFindings(Callback):
     def named(self,
         tokens:list, # of lists of int, the words of reports
     ) -> torch.Tensor: # (reports, words, n) of 0 and 1: does the sentence of a word name the finding?
-        stop, rows = self.vocab.stoi["."], np.zeros((len(tokens), len(tokens[0]), len(self.findings)), np.float32)
+        stop, rows = self.vocab.stoi.get("."), np.zeros((len(tokens), len(tokens[0]), len(self.findings)), np.float32)
         for row, report in zip(rows, tokens):
             start = 0
             for end in [i for i, word in enumerate(report, 1) if word == stop]:
@@ -443,7 +447,7 @@ def _on_all_devices(learn):
 def train_captioner(
     out:str|Path, # folder of the model to write
     decoder:str="attention", # 'attention', 'lstm' or 'transformer'
-    images:str|Path="phantom", # 'phantom', 'openi', or a folder of images
+    images:str|Path="phantom", # as `load_studies` takes them
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     encoder:str="phantom", # weights of the encoder
     epochs:int|None=None, # that of lowest validation loss is kept; None: so many that 200,000 studies are shown, at most 40
@@ -457,22 +461,28 @@ def train_captioner(
     crossed:int=10, # and, to learn composed reports, so many with crossed codes
     **kwargs, # more arguments of the decoder, such as hidden
 ) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss (nats a word), accuracy, perplexity
-    "Train a decoder on stored features and save the epoch of lowest validation loss as a model folder. Raises `ValueError` for an unknown decoder."
+    """Train a decoder on stored features and save the epoch of lowest validation loss as a model folder.
+
+    With `composed`, the validation studies get composed reports, too. Raises `ValueError` for an unknown decoder, a folder that cannot be written
+    and too few studies, and what `load_studies`, `CheXNet` and `store_features` raise."""
     if decoder not in decoder_names: raise ValueError(f"There is no decoder '{decoder}': choose one of {', '.join(decoder_names)}.")
     check_out(out)
     studies = load_studies(images, split)
     source, split, studies = studies.attrs["images"], studies.attrs["split"], studies[studies.split.isin(["train", "val"])]
     if studies.split.nunique() < 2: raise ValueError(f"Training needs studies in both parts, train and val; {images} has only {', '.join(set(studies.split)) or 'others'}.")
     train, val = (studies[studies.split == part] for part in ("train", "val"))
+    if len(train) < 2: raise ValueError(f"Training needs two studies at least in the part train; {images} has one.")
     composed = composed and train.mesh.map(len).any()
     if source == "phantom": studies = pd.concat([_in_bodies(train, bodies, crossed if composed else 0), val])
     studies.attrs["images"] = source
-    store = store_features(studies, CheXNet(encoder))
+    net = CheXNet(encoder)
+    if encoder not in _NAMES: encoder = str(Path(encoder).resolve())  # a file, and the model must find it from any folder
+    store = store_features(studies, net)
     set_seed(seed)
     texts = list(train.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=min_count)
     if composed: studies = studies.assign(findings=composed_reports(texts, list(train.mesh), list(studies.mesh)))
-    epochs = epochs or min(40, round(200_000 / (studies.split == "train").sum()))
+    epochs = epochs or max(1, min(40, round(200_000 / (studies.split == "train").sum())))
     kind = decoder_names[decoder]
     model = kind(len(vocab), embedding_matrix(vocab, train_fasttext(texts, seed=seed)), dropout=dropout, **kwargs)
     callbacks = [] if rank_distrib() else [SaveModelCallback(fname="best")]

@@ -10,18 +10,16 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
-from .encoder import FeatureStore, _digest, _end, _index_of, _ROW, _seen, fcntl, fused
+from .encoder import FeatureStore, _end, _index_of, _ROW, _seen, _store_file, fcntl, fused
 from .phantom import study_views
-from .reports import cache_dir
+from .reports import whole_file
 
 # %% ../nbs/21_scale.ipynb #6098f9e4
 def _shards(studies, seen, held, size):
@@ -54,19 +52,13 @@ class _Encode:
 
     def __call__(self, shard):
         views = torch.frombuffer(bytearray(shard["views"]), dtype=torch.uint8).view(-1, 2, 224, 224) if shard["views"] else ()
-        with _whole(self.folder/f"{shard['name']}.f16") as part, open(part, "wb") as f:
+        with whole_file(self.folder/f"{shard['name']}.f16") as part, open(part, "wb") as f:
             for i in range(0, len(views), self.bs):
                 with torch.inference_mode(): y = self.net.spatial(views[i:i + self.bs].flatten(0, 1).to(self.device)).half()  # (n v) p c
                 f.write(y.cpu().numpy().tobytes())
-        with _whole(self.folder/f"{shard['name']}.json") as part: part.write_text(shard["about"])
+        with whole_file(self.folder/f"{shard['name']}.json") as part: part.write_text(shard["about"])
         return {"name": shard["name"]}
 
-@contextmanager
-def _whole(path):
-    "Yields a name to write to, of this process alone; the file appears as `path` when it is whole."
-    part = path.with_suffix(f"{path.suffix}.{os.getpid()}.part")
-    yield part
-    os.replace(part, path)
 
 # %% ../nbs/21_scale.ipynb #2cb9d701
 @contextmanager
@@ -128,7 +120,7 @@ def _join(file, held, folder, names):
             if i % 64 and i < len(names): continue  # the index of many studies is long: it is written for every 64th shard
             f.flush()
             if held["rows"]:
-                with _whole(index) as part: part.write_text(json.dumps(held))
+                with whole_file(index) as part: part.write_text(json.dumps(held))
             for done in names[(i - 1) // 64 * 64:i]:
                 for suffix in (".f16", ".json"): (folder/f"{done}{suffix}").unlink()
     return failed
@@ -145,11 +137,7 @@ def ray_features(
 
     Stopped, it goes on with the shards that are missing. Studies with an image that cannot be read are left out and listed in a `.failed.csv` beside
     the store. Raises ValueError if there is no study, if none can be read, or without Ray."""
-    if studies.empty: raise ValueError("There is no study in the table, so there are no features to store.")
-    folder = Path(path) if path else cache_dir()/"features"
-    folder.mkdir(parents=True, exist_ok=True)
-    source = re.sub(r"[^A-Za-z0-9]+", "-", str(studies.attrs.get("images", "images"))).strip("-")
-    file = folder.resolve()/f"{source}-{_digest(encoder)}.f16"
+    file = _store_file(studies, encoder, path)
     shards_at, listed = file.with_suffix(".shards"), file.with_suffix(".failed.csv")
     with open(file.with_suffix(".lock"), "w") as lock:
         if fcntl: fcntl.flock(lock, fcntl.LOCK_EX)

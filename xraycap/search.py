@@ -114,7 +114,7 @@ def grow(
     with _searching(model, max_len):
         memory, state, _ = _start(model, features[None])
         for step in range(1, max_len + 1):
-            logits, state, _ = model.step(torch.tensor([n.words[-1] for n in live]), state, memory)
+            logits, state, _ = model.step(torch.tensor([n.words[-1] for n in live], device=state[0].device), state, memory)
             p, top = _word_logp(logits).topk(min(k, logits.shape[1]))
             every = [(n.logp + q, i, w) for i, n in enumerate(live) for q, w in zip(p[i].tolist(), top[i].tolist())]
             best = sorted(every, reverse=True)[:k - len(done)]

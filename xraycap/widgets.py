@@ -106,7 +106,7 @@ def study_figure(
     titles = [f'study {study.uid}, frontal{note}', f'lateral{note}']
     below = (17 * len(lines) + 8) * still
     fig = _views([_large(view) for view in study_views(study)], titles, below=below)
-    if still: fig.text(0, (below - 8) / (424 + below), '\n'.join(lines), va='top', fontsize=9, linespacing=1.3)
+    if still: fig.text(0, (below - 8) / (424 + below), '\n'.join(lines), va='top', fontsize=9, linespacing=1.3, parse_math=False)
     return fig
 
 # %% ../nbs/19_widgets.ipynb #081c48c0
@@ -248,7 +248,7 @@ def attention_figure(
     views = [_large((255 * overlay(*o)).astype('u1')) for o in zip(report.views, maps)]
     fig = _views(views, [f'{name}: {share:.0%} of the attention' for name, share in zip(('frontal', 'lateral'), shares)], below=64)
     said = ' '.join(f'[{o}]' if sentence or i == word else o for i, o in list(enumerate(report.words))[span]).replace('] [', ' ')
-    fig.text(0, 56 / 488, textwrap.shorten(said, 118), va='top', fontsize=10)
+    fig.text(0, 56 / 488, textwrap.shorten(said, 118), va='top', fontsize=10, parse_math=False)
     fig.text(0, 30 / 488, textwrap.fill(report.notice, 150), va='top', fontsize=7.5, color='dimgrey')
     return fig
 
