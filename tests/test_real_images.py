@@ -103,7 +103,7 @@ def test_from_images_to_a_score_card(tmp_path, studies, pictures, monkeypatch, c
     gaps = "openi: 13 of 3,337 studies have findings and an image here; 26 of 6,473 images are here; the first that is missing is CXR"
     assert capsys.readouterr().out.startswith(gaps) if images == "openi" else capsys.readouterr().out == ""
 
-    trained = run("train", "--images", images, "--out", model, "--epochs", 1)
+    trained = run("train", "--images", images, "--encoder", "phantom", "--out", model, "--epochs", 1)
     assert f"epoch 1 of 1 on {words}," in trained.stdout and "simulated" not in trained.stdout
     assert json.loads((model / "config.json").read_text())["images"] == name
 
@@ -124,7 +124,20 @@ def test_from_images_to_a_score_card(tmp_path, studies, pictures, monkeypatch, c
         np.testing.assert_allclose(store[study.uid].astype("float32"), want, atol=.02)
 
     made = json.loads(run("report", study.frontal, "--model", model, "--out", tmp_path, "--json").stdout)
-    assert made["images"] == name and "simulated" not in made["notice"]
+    assert made["images"] == name and made["notice"].endswith("Its encoder has only seen simulated images.")
+
+
+def test_an_encoder_is_chosen_for_the_images(tmp_path, studies, pictures, monkeypatch):
+    "Real images get weights that have seen real ones."
+    monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
+    images, *_ = bring_csv(tmp_path, studies, pictures, monkeypatch)
+    def wanted(weights): raise ValueError(f"wanted: {weights}")
+    monkeypatch.setattr("xraycap.encoder.CheXNet", wanted)
+    monkeypatch.setattr("xraycap.results.CheXNet", wanted)
+    for source, weights in {str(images): "xrv-nih", "phantom": "phantom"}.items():
+        for command in (["train", "--out", str(tmp_path / "model")], ["features"]):
+            result = CliRunner().invoke(app, [*command, "--images", source])
+            assert result.exit_code == 2 and f"wanted: {weights}" in result.stderr
 
 
 def test_an_encoder_from_a_file(tmp_path, studies, pictures, monkeypatch):

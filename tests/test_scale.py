@@ -132,7 +132,7 @@ def test_no_study(nothing, tmp_path):
 def test_without_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(app, ["features", "--images", str(own_table(tmp_path / "own", 2)), "--engine", "ray"])
+    result = CliRunner().invoke(app, ["features", "--images", str(own_table(tmp_path / "own", 2)), "--encoder", "phantom", "--engine", "ray"])
     assert result.exit_code == 2 and "pip install 'xraycap[scale]'" in result.stderr.splitlines()[-1] and result.stdout == ""
     assert not list((tmp_path / "home").rglob("*.f16"))
 
@@ -176,7 +176,7 @@ def test_images_that_cannot_be_read(ray, tmp_path, phantom_net, monkeypatch):
     whole = (table.parent / "1l.png").read_bytes()
     (table.parent / "1l.png").write_bytes(whole[:600])
     (table.parent / "3f.png").write_text("no image")
-    args = ["features", "--images", str(table), "--engine", "ray"]
+    args = ["features", "--images", str(table), "--encoder", "phantom", "--engine", "ray"]
     first = CliRunner().invoke(app, args)
     assert first.exit_code == 0, first.output
     path, = (tmp_path / "home" / "features").glob("*.f16")
@@ -235,7 +235,7 @@ def test_killed(ray, own, phantom_net, tmp_path):
 TRAIN = """
 import os, sys
 from xraycap.results import train_captioner
-losses = train_captioner(sys.argv[1], images=sys.argv[2], epochs=3, bs=16, dropout=0, min_count=1)
+losses = train_captioner(sys.argv[1], images=sys.argv[2], encoder='phantom', epochs=3, bs=16, dropout=0, min_count=1)
 print("rank", os.environ.get("RANK"), losses.valid_loss.tolist(), losses.perplexity.tolist(), flush=True)
 """
 

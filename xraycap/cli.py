@@ -57,8 +57,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Images = Annotated[str, typer.Option(help="'phantom' (simulated), 'openi' (downloaded), a folder of its PNG files, or a "
                                            "table of your own studies: a .csv with the columns frontal,lateral,findings, or R2Gen's "
                                            "annotation.json.")]
-Encoder = Annotated[str, typer.Option(help="Weights of the encoder: 'phantom' (for simulated images); 'chexnet-torch', 'chexnet-keras', "
-                                             "'xrv-nih', 'xrv-chex' and so on (for real ones); 'imagenet'; or a weights file.")]
+Encoder = Annotated[Optional[str], typer.Option(help="Weights of the encoder: 'phantom' (for simulated images); 'xrv-nih', 'xrv-chex' and so on, "
+                                                       "'chexnet-torch', 'chexnet-keras' (for real ones); 'imagenet'; or a weights file. None: 'phantom' "
+                                                       "for simulated images, 'xrv-nih' (fetched the first time) for others.")]
 Split = Annotated[str, typer.Option(help="'chen', 'case-study' or 'by-text'; your own table brings its own.")]
 Model = Annotated[str, typer.Option(help="A model's folder, or the name of one that came with the package.")]
 Beam = Annotated[int, typer.Option(min=1, max=20, help="Beam width: how many beginnings the search keeps.")]
@@ -109,7 +110,7 @@ def train(
     decoder:Annotated[str, typer.Option(help="'attention', 'lstm' or 'transformer'.")]="attention",
     images:Images="phantom",
     split:Split="chen",
-    encoder:Encoder="phantom",
+    encoder:Encoder=None,
     epochs:Annotated[Optional[int], typer.Option(min=1, help="Times through the training studies; the best is kept. None: 8 for simulated images, more for fewer studies.")]=None,
     seed:Annotated[int, typer.Option(help="Another number gives another model.")]=0,
 ):
@@ -121,8 +122,6 @@ def train(
     with plain_errors():
         from xraycap.results import load_model, train_captioner
         out = out or Path("models")/decoder
-        if images != "phantom" and encoder == "phantom":
-            typer.echo("The encoder 'phantom' has only seen simulated images; for real ones choose another with --encoder.", err=True)
         losses = train_captioner(out, decoder=decoder, images=images, split=split, encoder=encoder, epochs=epochs, seed=seed)
         if os.environ.get("RANK", "0") != "0": return  # several processes train one model, and the first speaks for all
         learnt = load_model(out)[2]["images"]
@@ -170,7 +169,7 @@ class Engine(str, Enum):
                              "xraycap features --images clinic/data.csv --encoder xrv-nih --engine ray"))
 def features(
     images:Images="phantom",
-    encoder:Encoder="phantom",
+    encoder:Encoder=None,
     engine:Annotated[Engine, typer.Option(help="'plain': this process. 'ray': every processor or GPU of this machine, or of the "
                                                "Ray cluster at $RAY_ADDRESS; studies that cannot be read are left out and listed.")]="plain",
 ):
@@ -178,9 +177,10 @@ def features(
 
     'train' and 'evaluate' with the same --images and --encoder find them. Stopped or killed, it goes on from there the next time."""
     with plain_errors():
-        from xraycap.encoder import CheXNet, store_features
+        from xraycap.encoder import CheXNet, default_weights, store_features
         from xraycap.reports import load_studies
-        studies, net = load_studies(images), CheXNet(encoder)
+        studies = load_studies(images)
+        net = CheXNet(encoder or default_weights(studies.attrs["images"]))
         if engine == Engine.ray:
             from xraycap.scale import ray_features
             store, failed = ray_features(studies, net)

@@ -222,6 +222,12 @@ _BROUGHT = {"chexnet-torch": (DOWNLOADS["weights"].result, "fetch it with  xrayc
             "chexnet-keras": ("brucechou1983_CheXNet_Keras_0.3.0_weights.h5", "it has no lasting address, so bring your own copy")}
 _NAMES = ["phantom", *_XRV, *_BROUGHT, "imagenet"]
 
+def default_weights(
+    images,  # what images they are: 'phantom', 'openi' or the name of a table
+):
+    "The weights to take where nothing else is said: 'phantom' has only seen simulated images, 'xrv-nih' real ones, and is fetched the first time."
+    return "phantom" if images == "phantom" else "xrv-nih"
+
 def _phantom_file():
     "Path of the weights in the package."
     path = files("xraycap")/"assets"/"phantom_encoder.safetensors"

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from .attention import AttentionDecoder
 from .batches import caption_dls, pool_views
 from .embeddings import embedding_matrix, train_fasttext
-from .encoder import _NAMES, CheXNet, load_finding_net, store_features
+from .encoder import _NAMES, CheXNet, default_weights, load_finding_net, store_features
 from .findings import finding_f1, label_findings
 from .lstm import LSTMDecoder, caption_learner
 from .metrics import _bleu, _bleu_counts, _ngrams, best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
@@ -449,7 +449,7 @@ def train_captioner(
     decoder:str="attention", # 'attention', 'lstm' or 'transformer'
     images:str|Path="phantom", # as `load_studies` takes them
     split:str="chen", # 'chen', 'case-study' or 'by-text'
-    encoder:str="phantom", # weights of the encoder
+    encoder:str|None=None, # weights of the encoder; None: `default_weights`
     epochs:int|None=None, # that of lowest validation loss is kept; None: so many that 200,000 studies are shown, at most 40
     lr:float=2e-3, # highest learning rate of the one-cycle schedule
     bs:int=32, # studies in a batch; `accelerate launch` shares them among its processes
@@ -475,6 +475,7 @@ def train_captioner(
     composed = composed and train.mesh.map(len).any()
     if source == "phantom": studies = pd.concat([_in_bodies(train, bodies, crossed if composed else 0), val])
     studies.attrs["images"] = source
+    encoder = encoder or default_weights(source)
     net = CheXNet(encoder)
     if encoder not in _NAMES: encoder = str(Path(encoder).resolve())  # a file, and the model must find it from any folder
     store = store_features(studies, net)
