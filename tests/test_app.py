@@ -6,6 +6,7 @@ import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import product
 from threading import Event, Thread
 
 import numpy as np
@@ -20,7 +21,7 @@ from schemathesis import GenerationMode
 from typer.testing import CliRunner
 
 from xraycap import app as xapp
-from xraycap.app import FILE_LIMIT, PACKED, PIXEL_LIMIT, create_app, make_server
+from xraycap.app import FILE_LIMIT, PIXEL_LIMIT, create_app, make_server
 from xraycap.cli import app as cli
 from xraycap.phantom import study_views
 from xraycap.radiographs import open_radiograph, square
@@ -158,29 +159,61 @@ def test_bad_files(client, kind):
     assert "side.png" in sentence(post(client, frontal=(png(), "good.png"), lateral=(data, "side.png")), code)
 
 
-def test_a_deflated_dicom_is_not_inflated(client, monkeypatch):
-    bomb = dicom(np.zeros((4000, 4000), "u2"), DeflatedExplicitVRLittleEndian)
-    assert len(bomb) < 100_000 and PACKED[0].decode() == DeflatedExplicitVRLittleEndian
+STARTS = {"zeros": b"", "JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n"}  # what the 128 bytes before DICM hold is free
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_a_deflated_dicom_is_not_inflated(client, monkeypatch, start):
+    bomb = start + dicom(np.zeros((4000, 4000), "u2"), DeflatedExplicitVRLittleEndian)[len(start):]
+    assert len(bomb) < 100_000
     monkeypatch.setattr(zlib, "decompress", lambda *a, **k: pytest.fail("inflated"))
     monkeypatch.setattr(zlib, "decompressobj", lambda *a, **k: pytest.fail("inflated"))
     assert "hides its size" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
 
 
-def test_a_run_length_dicom_is_not_unrolled(client, monkeypatch):
-    bomb = dicom(np.zeros((64, 64), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", RLELossless.encode())
-    monkeypatch.setattr("pydicom.Dataset.pixel_array", property(lambda self: pytest.fail("unrolled")))
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_a_run_length_dicom_is_not_unrolled(client, monkeypatch, start):
+    syntax = RLELossless.encode()
+    bomb = dicom(np.zeros((64, 64), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", syntax + b"\0" * (20 - len(syntax)))
+    bomb = start + bomb[len(start):]
+    monkeypatch.setattr("xraycap.app.open_radiograph", lambda *a, **k: pytest.fail("opened"))
     assert "hides its size" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
 
 
-def test_a_jpeg_of_endless_scans_is_not_painted(client):
+@pytest.fixture(scope="module")
+def progressive():
+    "A progressive JPEG, and the same with its last scan 101 times"
     file = BytesIO()
     Image.linear_gradient("L").save(file, format="JPEG", progressive=True)
     whole = file.getvalue()
-    assert 1 < whole.count(b"\xff\xda") < 20 and post(client, frontal=(whole, "good.jpg")).status_code == 200
     last = whole[whole.rindex(b"\xff\xda"):-2]
-    assert "64 scans" in sentence(post(client, frontal=(whole[:-2] + 100 * last + whole[-2:], "slow.jpg")), 422)
+    return whole, whole[:-2] + 100 * last + whole[-2:]
+
+
+def test_a_jpeg_of_endless_scans_is_not_painted(client, progressive):
+    good, slow = progressive
+    assert 1 < good.count(b"\xff\xda") < 20 and post(client, frontal=(good, "good.jpg")).status_code == 200
+    assert "64 scans" in sentence(post(client, frontal=(slow, "slow.jpg")), 422)
+    assert post(client, frontal=(good + 1000 * b"\xff\xda", "film.jpg")).status_code == 200  # a phone puts its film behind the picture
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_scans_inside_a_dicom_are_counted(client, progressive, start):
+    "Cut into fragments wherever a scan begins, too"
+    for (data, refused), cut in product(zip(progressive, (False, True)), (False, True)):
+        parts = data.replace(b"\xff\xda", b"\xff|CUT|\xda").split(b"|CUT|") if cut else [data]
+        parts = [part + b"\0" * (len(part) % 2) for part in parts] if not cut else parts
+        file = dicom(np.zeros((256, 256), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", b"1.2.840.10008.1.2.4." + b"5")  # as long as the other and its zero
+        file = start + file[len(start):] + b"".join(b"\xfe\xff\0\xe0" + len(part).to_bytes(4, "little") + part for part in parts)
+        said = post(client, frontal=(file, "x.dcm"))
+        assert ("64 scans" in said.get_data(as_text=True)) == refused
+
+
+def test_words_in_a_dicom_are_no_syntax(client):
     noise = np.random.default_rng(0).integers(0, 65536, (2000, 2000)).astype("u2")
-    assert dicom(noise).count(b"\xff\xda") > 64 and post(client, frontal=(dicom(noise), "noise.dcm")).status_code == 200  # no JPEG
+    words = "converted from 1.2.840.10008.1.2.5, before that 1.2.840.10008.1.2.1.99 and 1.2.840.10008.1.2.4.70"
+    file = dicom(noise, ImageComments=words)
+    assert file.count(b"\xff\xda") > 64 and post(client, frontal=(file, "noise.dcm")).status_code == 200
 
 
 def test_pixel_limit_leaves_room_for_real_radiographs(): assert 4280 * 3520 < PIXEL_LIMIT  # 14 x 17 inches at 100 micrometres

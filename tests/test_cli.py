@@ -142,6 +142,11 @@ def test_what_is_no_file_is_written_into(tmp_path):
         heard = other.submit((tmp_path / "pipe").read_text)
         with whole_file(tmp_path / "pipe") as part: part.write_text("words")
         assert heard.result(10) == "words" and (tmp_path / "pipe").is_fifo()
+    hear, say = os.pipe()
+    (tmp_path / "out").symlink_to(f"/proc/self/fd/{say}" if sys.platform == "linux" else f"/dev/fd/{say}")
+    with whole_file(tmp_path / "out") as part: part.write_text("words")
+    assert os.read(hear, 9) == b"words"
+    for end in (hear, say): os.close(end)
 
 
 def test_the_version(): assert run("--version").stdout == f"xraycap {xraycap.__version__}\n"

@@ -484,6 +484,18 @@ def test_stopped_while_encoding_changed_images(files, tmp_path, monkeypatch):
     assert n == 3 and not any(np.array_equal(store[u], b) for u, b in zip([1, 2, 3], before))
 
 
+def test_the_index_follows_changed_images_too(files, tmp_path, monkeypatch):
+    encoded(files, tmp_path / "store")
+    for path in [*files.frontal, *files.lateral]: paint(path, 99)
+    written, real = [], enc.whole_file
+    def whole_file(path):
+        written.append(path)
+        return real(path)
+    monkeypatch.setattr(enc, "whole_file", whole_file)
+    store_features(files, Cheap(), tmp_path / "store", bs=1)
+    assert len(written) >= 3
+
+
 def test_a_store_of_an_earlier_version_is_made_again(views, tmp_path):
     store = encoded(table([1, 2]), tmp_path)[0]
     index = store.path.with_suffix(".json")

@@ -161,6 +161,12 @@ def test_dicom_window_wider_than_the_data_is_kept(tmp_path):
     assert abs(int(got.min()) - 64) <= 1 and abs(int(got.max()) - 128) <= 1
 
 
+def test_dicom_tables_that_say_sixteen_bits_use_what_they_have(tmp_path):
+    lut = Dataset()
+    lut.LUTDescriptor, lut.LUTData = [256, 0, 16], (np.arange(256) * 16).astype("u2").tobytes()
+    assert (opened(write_dicom(tmp_path / "x.dcm", RAMP, VOILUTSequence=[lut])) == RAMP).all()
+
+
 def test_dicom_several_windows_use_the_first(tmp_path):
     x = np.tile(np.arange(4096, dtype=np.uint16), (64, 1))
     one = opened(write_dicom(tmp_path / "a.dcm", x, WindowCenter=2000, WindowWidth=1000))
@@ -190,6 +196,16 @@ def test_dicom_palette(tmp_path):
     assert np.abs(opened(path).astype(int) - (255 - RAMP)).max() <= 1
 
 
+def test_dicom_padding_of_signed_pixels_written_unsigned(tmp_path):
+    x = RAMP.astype(np.int16) - 100
+    x[:8] = -2000
+    meta = write_dicom(tmp_path / "x.dcm", x, PixelRepresentation=1)
+    ds = pydicom.dcmread(meta)
+    ds.add_new("PixelPaddingValue", "US", 63536)
+    ds.save_as(meta)
+    assert (opened(meta)[8:] == RAMP[8:]).all() and not opened(meta)[:8].any()
+
+
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_dicom_padding_is_black_and_does_not_count(tmp_path, photometric):
     x = np.full((300, 300), 63536 if photometric == "MONOCHROME2" else 0, np.uint16)
@@ -199,7 +215,8 @@ def test_dicom_padding_is_black_and_does_not_count(tmp_path, photometric):
     assert (inner == (RAMP if photometric == "MONOCHROME2" else 255 - RAMP)).all() and got.sum() == inner.sum()
 
 
-@pytest.mark.parametrize("fields", [dict(WindowWidth=100), dict(WindowWidth=-5, WindowCenter=50), dict(WindowWidth=[0, 10], WindowCenter=[1, 2])])
+@pytest.mark.parametrize("fields", [dict(WindowWidth=100), dict(WindowWidth=-5, WindowCenter=50), dict(WindowWidth=[0, 10], WindowCenter=[1, 2]),
+                                    dict(VOILUTSequence=[Dataset()]), dict(PixelPaddingValue=[0, 1])])
 def test_dicom_senseless_window_is_none(tmp_path, fields):
     assert (opened(write_dicom(tmp_path / "x.dcm", RAMP, **fields)) == RAMP).all()
 

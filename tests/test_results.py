@@ -70,9 +70,11 @@ def test_a_place_that_cannot_be_saved_into_is_known_before_training(tmp_path, mo
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ValueError, match="the folder you are in"): check_out(".")
-    with pytest.raises(ValueError, match="cannot be made"): train_captioner(tmp_path / "file" / "model")
+    with pytest.raises(ValueError, match="Nothing can be written into .*file"): train_captioner(tmp_path / "file" / "model")
+    check_out("deep/er/model")
+    assert not (tmp_path / "here" / "deep").exists()
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="cannot be written into"): check_out(tmp_path / "model")
+    with pytest.raises(ValueError, match="Nothing can be written into"): check_out(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])
@@ -98,7 +100,10 @@ def test_parts_of_two_models_are_no_model(tmp_path):
     save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
     Vocab.from_texts(texts[:1]).save(tmp_path / "model" / "vocab.json")
     with pytest.raises(ValueError, match="model.*cannot be opened"): load_model(tmp_path / "model")
-    save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, dict(images="phantom"))
+    with pytest.raises(ValueError, match="encoder and images"): save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, dict(images="phantom"))
+    save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "encoder"}))
     with pytest.raises(ValueError, match="model.*cannot be opened"): load_model(tmp_path / "model")
 
 
@@ -169,6 +174,8 @@ def test_a_weights_file_is_found_from_any_folder(tmp_path, few_studies, monkeypa
     monkeypatch.setattr(results, "CheXNet", lambda weights: None)
     train_captioner("model", encoder="weights", epochs=1, bodies=1, crossed=0)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"] == str(tmp_path / "weights")
+    train_captioner("model", encoder=Path("phantom"), epochs=1, bodies=1, crossed=0)
+    assert load_model(tmp_path / "model")[2]["encoder"] == "phantom"
 
 
 @pytest.mark.parametrize("decoder", results.decoder_names)

@@ -83,7 +83,7 @@ def report(
         picture = out if out.suffix.lower() == ".png" else out/"report.png"
         writable_folder(picture.parent)
         if any(view and picture.exists() and view.exists() and picture.samefile(view) for view in (frontal, lateral)):
-            raise ValueError(f"The picture of the report would replace {picture}: choose another folder with --out.")
+            raise ValueError(f"The picture of the report would replace {picture}: choose another place with --out.")
         from xraycap.report import Captioner, example_study, report_figure
         example = example_study() if frontal is None else None
         captioner = Captioner.load(model)

@@ -482,8 +482,8 @@ def _index_of(path, seen):
     return {"rows": {}, "seen": {}}
 
 def _fill(path, held, seen, studies, encoder, bs):
-    "Encode `studies` into the rows after those that `held` names; the index is written whenever it has grown by a hundredth, and at the end."
-    fast, written = fused(encoder), len(held["rows"])
+    "Encode `studies` into the rows after those that `held` names; the index is written after each hundredth, and at the end."
+    fast, new = fused(encoder), 0
     def write_index():
         with whole_file(path.with_suffix(".json")) as part: part.write_text(json.dumps(held))
     with open(path, "r+b" if held["rows"] else "wb") as f, tqdm(total=len(studies), unit=" studies") as bar:
@@ -500,9 +500,10 @@ def _fill(path, held, seen, studies, encoder, bs):
                 held["seen"].update((uid, seen[uid]) for uid in uids)
                 end += len(uids)
                 bar.update(len(part))
-                if len(held["rows"]) > 1.01 * written:
+                new += len(part)
+                if new > .01 * len(held["rows"]):
                     write_index()
-                    written = len(held["rows"])
+                    new = 0
         finally: write_index()
 
 # %% ../nbs/06_encoder.ipynb #b50bb7da

@@ -67,12 +67,21 @@ def _windowed(
     x, # float array of rescaled values
     ds, # pydicom Dataset
 ):
-    "The display window of a DICOM file applied -> uint8; without a window, the picture's own range"
+    "The display table or window of a DICOM file applied -> uint8; without one that makes sense, the picture's own range"
     from pydicom.pixels import apply_voi_lut, apply_windowing
-    if ds.get("VOILUTSequence"): return _to_grey(apply_voi_lut(x.astype(np.int64), ds), 0, 2**ds.VOILUTSequence[0].LUTDescriptor[2] - 1)
-    if not np.all(np.asarray(ds.get("WindowWidth") or 0, float) > 0) or ds.get("WindowCenter") is None: return _to_grey(x)
-    with np.errstate(over="ignore"):
-        return _to_grey(apply_windowing(x, ds), *apply_windowing(np.array([-1e9, 1e9]), ds))
+    try:
+        table = (ds.get("VOILUTSequence") or [{}])[0]
+        if "LUTDescriptor" in table and "LUTData" in table:
+            y, bits = apply_voi_lut(x.astype(np.int64), ds), table.LUTDescriptor[2]
+            return _to_grey(y, 0, 2**bits - 1) if bits < 16 else _to_grey(y) # many a table says 16 bits and uses fewer
+        if np.any(ds.get("WindowWidth")):
+            with np.errstate(over="ignore"): return _to_grey(apply_windowing(x, ds), *apply_windowing(np.array([-1e9, 1e9]), ds))
+    except Exception: pass # no centre, a width below zero, ...
+    return _to_grey(x)
+
+def _is_dicom(
+    head, # a file's first 132 bytes
+): return head[128:] == b"DICM" or head[:2] in (b"\2\0", b"\10\0") # an old file begins with its first field, of group 2 or 8
 
 def _open_dicom(path, max_pixels):
     "A DICOM file -> PIL image, mode 'L', bone white"
@@ -96,7 +105,8 @@ def _dicom_picture(ds):
     x = ds.pixel_array
     if ds.PhotometricInterpretation == "PALETTE COLOR": x = apply_color_lut(x, ds)
     if x.ndim == 3: return Image.fromarray(_to_grey(x)).convert("L")
-    values, padded = apply_modality_lut(x, ds).astype(np.float64), x == ds.get("PixelPaddingValue")
+    values, padding = apply_modality_lut(x, ds).astype(np.float64), ds.get("PixelPaddingValue")
+    padded = np.isin(x.astype(np.int64), [padding, padding - 65536] if isinstance(padding, int) else []) # of signed pixels, it may be written unsigned
     if padded.any() and not padded.all(): values[padded] = values[~padded].min() # not a part of the picture, so not of its range
     grey = _windowed(values, ds)
     if ds.PhotometricInterpretation == "MONOCHROME1": grey = 255 - grey
@@ -121,8 +131,7 @@ def open_radiograph(
         if not path.is_file(): raise ValueError(f"{path} is not a file: give the radiograph itself.")
         with open(path, "rb") as f: head = f.read(132)
     if not head: raise ValueError(f"{path} is empty: copy or export it again.")
-    dicom = head[128:] == b"DICM" or head[:2] in (b"\2\0", b"\10\0") # an old file begins with its first field, of group 2 or 8
-    return (_open_dicom if dicom else _open_picture)(path, max_pixels)
+    return (_open_dicom if _is_dicom(head) else _open_picture)(path, max_pixels)
 
 # %% ../nbs/02_radiographs.ipynb #8f1cdc1e
 def square(

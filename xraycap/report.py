@@ -95,7 +95,7 @@ class Captioner:
     def __init__(self,
         decoder:torch.nn.Module, # `AttentionDecoder`, `LSTMDecoder` or `TransformerDecoder`
         vocab, # `Vocab`
-        about:dict, # `encoder` (weights' name) and `images` ('phantom' or 'openi'), and what else is to be kept
+        about:dict, # `encoder` (weights' name) and `images` ('phantom', 'openi' or the table's name), and what else is to be kept
         name:str="unnamed", # for the reports
     ):
         self.decoder, self.vocab, self.about, self.name = decoder.eval(), vocab, about, name

@@ -65,10 +65,10 @@ def whole_file(
     path, # Path of the file to write
 ):
     "Yields a name to write to, of this process alone; the file appears as `path` when it is whole, or not at all."
-    path = path.resolve() # a link stays a link
     if path.exists() and not path.is_file(): # such as /dev/stdout
         yield path
         return
+    path = path.resolve() # a link stays a link
     part = path.with_name(f".{os.getpid()}-{path.name}") # with its suffix, from which pandas and matplotlib know the kind
     try:
         yield part

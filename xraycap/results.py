@@ -10,6 +10,7 @@ __all__ = ['decoder_names', 'assets', 'model_files', 'score_card', 'check_out', 
 
 # %% ../nbs/13_results.ipynb #5ef3a0e7
 import json
+import os
 import random
 import re
 from collections import defaultdict
@@ -40,7 +41,7 @@ from .findings import finding_f1, label_findings
 from .lstm import LSTMDecoder, caption_learner
 from .metrics import _bleu, _bleu_counts, _ngrams, best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
 from .phantom import FINDINGS, finding_codes, finding_sides, mesh_findings
-from .reports import load_studies, writable_folder
+from .reports import load_studies
 from .search import beam_search
 from .text import Vocab, clean_chen
 from .transformer import TransformerDecoder
@@ -72,8 +73,10 @@ def check_out(
     path = Path(path)
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - model_files):
         raise ValueError(f"{path} holds something other than a model; choose another folder to save into.")
-    if path.resolve() == Path.cwd(): raise ValueError("A model cannot be saved into the folder you are in; choose a new one in it.")
-    writable_folder(path.resolve().parent)
+    whole = path.resolve()
+    if whole == Path.cwd().resolve(): raise ValueError("A model cannot be saved into the folder you are in; choose a new one in it.")
+    there = next(folder for folder in whole.parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK): raise ValueError(f"Nothing can be written into {there}; choose another folder to save into.")
     return path
 
 def save_model(
@@ -82,8 +85,10 @@ def save_model(
     vocab:Vocab, # its words
     about:dict, # what to remember: `encoder` (weights' name), `images` ('phantom', 'openi' or the table's name), `split`...
 ):
-    "Write a model folder, whole or not at all. Raises `ValueError` when `path` holds something else."
+    "Write a model folder, whole or not at all. Raises `ValueError` like `check_out`, and where `about` lacks `encoder` or `images`."
+    if not {"encoder", "images"} <= about.keys(): raise ValueError("`about` must name the model's encoder and images.")
     path = check_out(path).resolve()  # a link stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as tmp:
         new = Path(tmp)/"new"
         new.mkdir()
@@ -177,14 +182,14 @@ def baselines(
     images:str|Path="phantom", # as `load_studies` takes them
     split:str="chen", # 'chen', 'case-study' or 'by-text'
     part:str="test", # 'val' or 'test'
-    encoder:str|None="phantom", # weights for the nearest neighbour; None leaves it out
+    encoder:str|None="", # weights for the nearest neighbour, '' for `default_weights`; None leaves it out
 ) -> dict: # name -> list of str, one report for each study of the part
     "Reports written without a decoder."
-    (train, _), (test, _) = studies_of(images, split, "train"), studies_of(images, split, part)
+    (train, source), (test, _) = studies_of(images, split, "train"), studies_of(images, split, part)
     texts, n = list(train.findings.map(clean_chen)), len(test)
     rows = {"most common report": [most_common(texts)] * n, "best constant": [best_constant(texts)] * n,
             "another patient's report": random.Random(0).choices(texts, k=n)}
-    if encoder: rows["nearest neighbour"] = nearest(train, test, texts, CheXNet(encoder))
+    if encoder is not None: rows["nearest neighbour"] = nearest(train, test, texts, CheXNet(encoder or default_weights(source)))
     return rows
 
 def nearest(
@@ -204,7 +209,7 @@ def nearest(
 def results_table(
     references:list, # radiologists' reports: str, words and full stops separated by spaces
     reports:dict, # row's name -> list of str, the reports of a model or baseline, in the same order
-    images:str="phantom", # what the models looked at: 'phantom' or 'openi'
+    images:str="phantom", # what the models looked at: 'phantom', 'openi' or the table's name
 ) -> pd.DataFrame: # a row for each name; its columns are the figures of `score_card`
     "Score cards below each other. Raises `ValueError` like `score_card`."
     table = pd.DataFrame([score_card(references, texts) for texts in reports.values()], index=list(reports))
@@ -475,7 +480,7 @@ def train_captioner(
     composed = composed and train.mesh.map(len).any()
     if source == "phantom": studies = pd.concat([_in_bodies(train, bodies, crossed if composed else 0), val])
     studies.attrs["images"] = source
-    encoder = encoder or default_weights(source)
+    encoder = str(encoder or default_weights(source))
     net = CheXNet(encoder)
     if encoder not in _NAMES: encoder = str(Path(encoder).resolve())  # a file, and the model must find it from any folder
     store = store_features(studies, net)
