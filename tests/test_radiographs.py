@@ -190,8 +190,8 @@ def test_dicom_colour(tmp_path):
 
 def test_dicom_palette(tmp_path):
     "A palette that turns grey upside down"
-    table = dict.fromkeys(["RedPaletteColorLookupTable", "GreenPaletteColorLookupTable", "BluePaletteColorLookupTable"])
-    fields = {f"{name}Descriptor": [256, 0, 16] for name in table} | {f"{name}Data": (np.arange(255, -1, -1) * 257).astype("u2").tobytes() for name in table}
+    tables = {f"{colour}PaletteColorLookupTable": (np.arange(255, -1, -1) * 257).astype("u2").tobytes() for colour in ("Red", "Green", "Blue")}
+    fields = {f"{name}Descriptor": [256, 0, 16] for name in tables} | {f"{name}Data": data for name, data in tables.items()}
     path = write_dicom(tmp_path / "x.dcm", RAMP, PhotometricInterpretation="PALETTE COLOR", **fields)
     assert np.abs(opened(path).astype(int) - (255 - RAMP)).max() <= 1
 

@@ -106,7 +106,7 @@ def _dicom_picture(ds):
     if ds.PhotometricInterpretation == "PALETTE COLOR": x = apply_color_lut(x, ds)
     if x.ndim == 3: return Image.fromarray(_to_grey(x)).convert("L")
     values, padding = apply_modality_lut(x, ds).astype(np.float64), ds.get("PixelPaddingValue")
-    padded = np.isin(x.astype(np.int64), [padding, padding - 65536] if isinstance(padding, int) else []) # of signed pixels, it may be written unsigned
+    padded = (x == padding) | (x == padding - 65536) if isinstance(padding, int) else np.zeros(x.shape, bool) # of signed pixels, it may be written unsigned
     if padded.any() and not padded.all(): values[padded] = values[~padded].min() # not a part of the picture, so not of its range
     grey = _windowed(values, ds)
     if ds.PhotometricInterpretation == "MONOCHROME1": grey = 255 - grey

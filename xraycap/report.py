@@ -165,14 +165,15 @@ def report_figure(
     report:Report, # what `Captioner.report` returned
 ) -> Figure: # `savefig` writes it
     "Both views (or the one image that there is), and for each sentence the attention over them."
-    single = report.views[0] is report.views[1]
-    def both(left, right): return left if single else np.hstack([left, np.ones_like(left[:, :6]) * left.max(), right])
-    panels = [("The image" if single else "Frontal and lateral view", both(*report.views))]
+    single = report.views[0] is report.views[1]  # then the model saw it twice
+    views = report.views[:1] if single else report.views
+    def beside(left, *right): return np.hstack([left, np.ones_like(left[:, :6]) * left.max(), *right]) if right else left
+    panels = [("The image" if single else "Frontal and lateral view", beside(*views))]
     if report.attention is not None:
         for sentence, maps in zip(report.sentences, sentence_maps(report)):
             title = sentence if single else f"{sentence} ({maps[0].sum() / maps.sum():.0%} frontal)"
-            if single: maps = maps.sum(0)[None].repeat(2, 0)  # the model saw it twice
-            panels.append((title, both(*map(overlay, report.views, maps / max(maps.max(), 4 / 98)))))
+            if single: maps = maps.sum(0, keepdims=True)
+            panels.append((title, beside(*map(overlay, views, maps / max(maps.max(), 4 / 98)))))
     rows = -(-len(panels) // 2)
     fig = Figure(figsize=(8, 2.4 * rows + .5), layout="constrained")
     axes = fig.subplots(rows, 2, squeeze=False).ravel()

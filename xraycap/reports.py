@@ -209,7 +209,7 @@ def image_views(
     """The view of each image: a Series of lists of 'frontal' or 'lateral', in the order of `reports.images`.
 
     For an image that the collection does not have, the first of a study is held to be frontal and the others lateral."""
-    known = view_table()["view"].to_dict()
+    known = _view_table()["view"].to_dict()
     return reports.images.map(lambda images: [known.get(o, "lateral" if i else "frontal") for i, o in enumerate(images)])
 
 # %% ../nbs/00_reports.ipynb #bbeafaf1

@@ -481,9 +481,8 @@ def train_captioner(
     if source == "phantom": studies = pd.concat([_in_bodies(train, bodies, crossed if composed else 0), val])
     studies.attrs["images"] = source
     encoder = str(encoder or default_weights(source))
-    net = CheXNet(encoder)
+    store = store_features(studies, CheXNet(encoder))
     if encoder not in _NAMES: encoder = str(Path(encoder).resolve())  # a file, and the model must find it from any folder
-    store = store_features(studies, net)
     set_seed(seed)
     texts = list(train.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=min_count)
@@ -501,7 +500,7 @@ def train_captioner(
         learn.path = Path(tmp)
         with _on_all_devices(learn): learn.fit_one_cycle(epochs, cbs=callbacks)
     losses = pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
-    about = dict(encoder=str(encoder), images=source, split=split, seed=seed, losses=losses.round(4).to_dict("list"))
+    about = dict(encoder=encoder, images=source, split=split, seed=seed, losses=losses.round(4).to_dict("list"))
     if not rank_distrib(): save_model(out, model.cpu(), vocab, about)
     return losses
 

@@ -59,7 +59,6 @@ class _Encode:
         with whole_file(self.folder/f"{shard['name']}.json") as part: part.write_text(shard["about"])
         return {"name": shard["name"]}
 
-
 # %% ../nbs/21_scale.ipynb #2cb9d701
 @contextmanager
 def _ray(**options):
