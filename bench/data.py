@@ -6,7 +6,8 @@ import numpy as np
 from bench.common import rates, rounds, row
 from bench.training import random_store
 from xraycap.phantom import phantom
-from xraycap.reports import load_reports, load_studies
+from xraycap.reports import load_reports
+from xraycap.studies import load_studies
 from xraycap.text import clean_chen, clean_findings
 
 READS = 1000

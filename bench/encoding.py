@@ -12,7 +12,9 @@ from PIL import Image
 
 from bench.common import rates, rounds, row
 from bench.limit import product
-from xraycap.encoder import CheXNet, fused, store_features
+from xraycap.encoder import CheXNet
+from xraycap.fast import fused
+from xraycap.features import store_features
 from xraycap.phantom import phantom
 
 STUDIES, GFLOP = 16, 5.05  # what `fused` does for an image of 224 x 224; DenseNet-121 as it is written does 5.67

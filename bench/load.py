@@ -14,7 +14,7 @@ from statistics import median
 
 import requests
 
-from xraycap.report import example_study
+from xraycap.captioner import example_study
 
 REQUESTS, AT_ONCE, ROUNDS = 100, 8, 5
 study = example_study()

@@ -5,7 +5,7 @@ from bench import peers
 from bench.common import rates, rounds, row
 from bench.limit import product
 from xraycap.attention import AttentionDecoder
-from xraycap.results import assets
+from xraycap.files import assets
 from xraycap.search import beam_search, greedy_search
 from xraycap.text import EOS, Vocab
 

@@ -12,9 +12,9 @@ from bench.common import row
 from bench.peers import plain_loss
 from xraycap.attention import AttentionDecoder
 from xraycap.batches import caption_dls
-from xraycap.encoder import FeatureStore
+from xraycap.features import FeatureStore
 from xraycap.lstm import masked_loss
-from xraycap.reports import load_studies
+from xraycap.studies import load_studies
 from xraycap.text import Vocab, clean_chen
 
 

@@ -25,7 +25,7 @@ from xraycap.app import FILE_LIMIT, PIXEL_LIMIT, create_app, make_server
 from xraycap.cli import app as cli
 from xraycap.phantom import study_views
 from xraycap.radiographs import open_radiograph, square
-from xraycap.report import Captioner, Report, example_study
+from xraycap.captioner import Captioner, Report, example_study
 
 
 class Stub:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from xraycap.app import create_app, make_server
-from xraycap.report import Captioner, example_study
+from xraycap.captioner import Captioner, example_study
 
 EXAMPLE = [str(example_study()[view]) for view in ("frontal", "lateral")]
 

@@ -9,7 +9,7 @@ import torch
 from fastai.learner import Learner
 from xraycap.batches import caption_dls, pool_views, show_studies, study_block
 from xraycap.phantom import study_views
-from xraycap.reports import load_studies
+from xraycap.studies import load_studies
 from xraycap.text import EOS, PAD, SOS, Vocab, clean_chen
 
 N = 50

@@ -14,7 +14,8 @@ from bench.search import report_flop
 from bench.training import our_loss, random_store
 from torch.utils.flop_counter import FlopCounterMode
 from xraycap.attention import AttentionDecoder
-from xraycap.encoder import CheXNet, _Conv, fused
+from xraycap.encoder import CheXNet
+from xraycap.fast import _Conv, fused
 from xraycap.search import beam_search
 from xraycap.text import EOS, PAD, SOS
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import xraycap
 from xraycap.cli import app
-from xraycap.reports import whole_file
+from xraycap.files import whole_file
 
 
 def run(*args): return CliRunner().invoke(app, [str(a) for a in args])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xraycap import reports as R
+from xraycap import downloads, files, reports, studies
 
 DATA = np.random.default_rng(0).bytes(300_000)
 
@@ -69,14 +69,14 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(R.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
     s = Server()
     yield s
     s.httpd.shutdown()
 
 
 def fetched(server, path, **kw):
-    R.fetch(server.url, path, **kw)
+    downloads.fetch(server.url, path, **kw)
     assert not path.with_name(path.name + ".part").exists()
     return path.read_bytes()
 
@@ -124,7 +124,7 @@ def test_no_ranges_starts_again(server, tmp_path):
 
 def test_no_ranges_and_always_cut_gives_up(server, tmp_path):
     server.ranges, server.cut = False, 100_000
-    with pytest.raises(FileNotFoundError, match="4 attempts in a row .* 100,000 of 300,000 bytes") as e: R.fetch(server.url, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="4 attempts in a row .* 100,000 of 300,000 bytes") as e: downloads.fetch(server.url, tmp_path / "x")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "x").exists() and (tmp_path / "x.part").stat().st_size == 100_000
 
@@ -134,19 +134,19 @@ def test_cut_without_a_known_length(server, tmp_path):
     server.chunked, server.ranges = True, False
     assert fetched(server, tmp_path / "x") == DATA
     server.cut = 100_000
-    with pytest.raises(FileNotFoundError, match="unknown number of bytes"): R.fetch(server.url, tmp_path / "y")
+    with pytest.raises(FileNotFoundError, match="unknown number of bytes"): downloads.fetch(server.url, tmp_path / "y")
     assert not (tmp_path / "y").exists()
 
 
 def test_too_long_an_announcement_never_makes_a_file(server, tmp_path):
     server.announce = 1000
-    with pytest.raises(FileNotFoundError, match="300,000 of 301,000 bytes"): R.fetch(server.url, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="300,000 of 301,000 bytes"): downloads.fetch(server.url, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 def test_too_short_an_announcement_is_found_by_the_checksum(server, tmp_path):
     server.announce = -1000
-    with pytest.raises(ValueError, match="wrong checksum"): R.fetch(server.url, tmp_path / "x", sha256=hashlib.sha256(DATA).hexdigest())
+    with pytest.raises(ValueError, match="wrong checksum"): downloads.fetch(server.url, tmp_path / "x", sha256=hashlib.sha256(DATA).hexdigest())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,14 +163,14 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 @pytest.mark.parametrize("code", [404, 403, 410])
 def test_dead_address_is_not_asked_twice(server, tmp_path, code):
     server.status = [code] * 9
-    with pytest.raises(FileNotFoundError, match=f"answers {code}: that address is dead"): R.fetch(server.url, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match=f"answers {code}: that address is dead"): downloads.fetch(server.url, tmp_path / "x")
     assert len(server.asked) == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_nobody_there(server, tmp_path):
     server.httpd.shutdown()
     server.httpd.server_close()
-    with pytest.raises(FileNotFoundError, match="could not be fetched.*ConnectionError"): R.fetch(server.url, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="could not be fetched.*ConnectionError"): downloads.fetch(server.url, tmp_path / "x")
 
 
 # --- archives
@@ -203,7 +203,7 @@ def png(size, mode="L"):
 @pytest.mark.parametrize("make", [tgz, zipped])
 def test_extract(tmp_path, make):
     (tmp_path / "a").write_bytes(make({"one": b"1", "deep/er/two": b"22"}))
-    R.extract(tmp_path / "a", tmp_path / "out")
+    downloads.extract(tmp_path / "a", tmp_path / "out")
     assert {str(o.relative_to(tmp_path / "out")): o.read_bytes() for o in (tmp_path / "out").rglob("*") if o.is_file()} == {
         "one": b"1", os.path.join("deep", "er", "two"): b"22"}
 
@@ -216,7 +216,7 @@ def test_archives_that_want_out_are_refused_whole(tmp_path, make, members):
     room = tmp_path / "room"
     room.mkdir()
     (room / "a").write_bytes(make(members))
-    with pytest.raises(ValueError, match="was not unpacked"): R.extract(room / "a", room / "out")
+    with pytest.raises(ValueError, match="was not unpacked"): downloads.extract(room / "a", room / "out")
     assert sorted(o.name for o in tmp_path.rglob("*")) == ["a", "room"]
     assert not os.path.exists("/tmp/xraycap-evil")
 
@@ -224,7 +224,7 @@ def test_archives_that_want_out_are_refused_whole(tmp_path, make, members):
 @pytest.mark.parametrize("content", [b"hello", b"", tgz({"x": DATA})[:100_000], zipped({"x": DATA})[:100_000]])
 def test_damaged_archives(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be unpacked"): R.extract(tmp_path / "a", tmp_path / "out")
+    with pytest.raises(ValueError, match="cannot be unpacked"): downloads.extract(tmp_path / "a", tmp_path / "out")
     assert [o.name for o in tmp_path.iterdir()] == ["a"]
 
 
@@ -232,10 +232,10 @@ def test_what_cannot_be_made_small(tmp_path, monkeypatch):
     deep = io.BytesIO()
     Image.fromarray((np.arange(64 * 64) % 4096).reshape(64, 64).astype("u2")).save(deep, "PNG")
     (tmp_path / "a").write_bytes(tgz({"deep.png": deep.getvalue()}))
-    R.extract(tmp_path / "a", tmp_path / "out", side=32)
+    downloads.extract(tmp_path / "a", tmp_path / "out", side=32)
     assert (tmp_path / "out" / "deep.png").read_bytes() == deep.getvalue()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="cannot be unpacked"): R.extract(tmp_path / "a", tmp_path / "out2", side=32)
+    with pytest.raises(ValueError, match="cannot be unpacked"): downloads.extract(tmp_path / "a", tmp_path / "out2", side=32)
 
 
 # --- the command
@@ -246,45 +246,45 @@ def test_images_end_to_end(server, tmp_path, monkeypatch, capsys):
     server.cut = len(server.data) // 3
     monkeypatch.setenv("XRAYCAP_URL_IMAGES", server.url)
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path))
-    folder = R.download("images")
+    folder = downloads.download("images")
     said = capsys.readouterr().out
     assert "CC BY-NC-ND 4.0" in said and "1.27 GB" in said
     sizes = {o.name: Image.open(o).size for o in folder.iterdir()}
     assert sizes == {"CXR1_1_IM-0001-3001.png": (512, 624), "CXR1_1_IM-0001-4001.png": (591, 512), "small.png": (40, 50)}
     assert np.asarray(Image.open(folder / "CXR1_1_IM-0001-3001.png")).mean() == 100
-    assert R.load_studies("openi").uid.tolist() == [1]
+    assert studies.load_studies("openi").uid.tolist() == [1]
     n = len(server.asked)
-    assert R.download("images") == folder and len(server.asked) == n # a second time there is nothing to do
+    assert downloads.download("images") == folder and len(server.asked) == n # a second time there is nothing to do
     assert "Already there" in capsys.readouterr().out
 
 
 def test_vectors_end_to_end(server, tmp_path, monkeypatch):
     server.data = zipped({"wiki-news-300d-1M-subword.vec": b"1 2\nlung 0 1\n"})
     monkeypatch.setenv("XRAYCAP_URL_VECTORS", server.url)
-    assert R.download("vectors", tmp_path).read_bytes() == b"1 2\nlung 0 1\n"
+    assert downloads.download("vectors", tmp_path).read_bytes() == b"1 2\nlung 0 1\n"
 
 
 def test_weights_and_reports_end_to_end(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XRAYCAP_URL_WEIGHTS", server.url)
-    assert R.download("weights", tmp_path).read_bytes() == DATA
-    server.data = R.find_archive().read_bytes()
+    assert downloads.download("weights", tmp_path).read_bytes() == DATA
+    server.data = files.find_archive().read_bytes()
     monkeypatch.setenv("XRAYCAP_URL_REPORTS", server.url)
-    assert len(R.load_reports(R.download("reports", tmp_path))) == 3955
-    assert hashlib.sha256(server.data).hexdigest() == R.DOWNLOADS["reports"].sha256
+    assert len(reports.load_reports(downloads.download("reports", tmp_path))) == 3955
+    assert hashlib.sha256(server.data).hexdigest() == downloads.DOWNLOADS["reports"].sha256
 
 
 def test_wrong_content(server, tmp_path, monkeypatch):
     server.data = zipped({"other.vec": b""})
     monkeypatch.setenv("XRAYCAP_URL_VECTORS", server.url)
-    with pytest.raises(FileNotFoundError, match="does not hold wiki-news"): R.download("vectors", tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not hold wiki-news"): downloads.download("vectors", tmp_path)
 
 
 def test_dead_address_says_what_to_do(server, tmp_path, monkeypatch):
     server.status = [404]
     monkeypatch.setenv("XRAYCAP_URL_IMAGES", server.url)
-    with pytest.raises(FileNotFoundError, match="set XRAYCAP_URL_IMAGES to its new address") as e: R.download("images", tmp_path)
+    with pytest.raises(FileNotFoundError, match="set XRAYCAP_URL_IMAGES to its new address") as e: downloads.download("images", tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="choose one of reports, images, weights, vectors"): R.download("everything")
+    with pytest.raises(ValueError, match="choose one of reports, images, weights, vectors"): downloads.download("everything")

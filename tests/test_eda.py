@@ -1,4 +1,4 @@
-"""The tables of chapter 01 on a collection that is not the Indiana one, and against counts made by other means."""
+"""The tables of chapter 2 on a collection that is not the Indiana one, and against counts made by other means."""
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from PIL import Image
 
 matplotlib.use("Agg")
 from xraycap import eda
-from xraycap.reports import load_studies
+from xraycap.studies import load_studies
 
 FINDINGS = ["Die Lunge ist frei. Kein Erguß.", "No mass. Lungs clear!", "no mass; lungs clear", "A 1.2 cm nodule. No mass."]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xraycap.embeddings import embedding_matrix, load_vectors, train_fasttext
-from xraycap.reports import load_studies
+from xraycap.studies import load_studies
 from xraycap.text import Vocab, clean_chen
 
 TEXTS = ["the heart is normal in size .", "no pleural effusion or pneumothorax .", "the lungs are clear ."] * 5

@@ -21,9 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import densenet121
 
-from xraycap import encoder as enc
-from xraycap.encoder import CheXNet, FeatureStore, FindingNet, fused, load_finding_net, load_weights, save_encoder, store_features
-from xraycap.phantom import FINDINGS, mesh_findings
+from xraycap import features, weights
+from xraycap.encoder import CheXNet, FindingNet, load_finding_net, save_encoder
+from xraycap.fast import fused
+from xraycap.features import FeatureStore, store_features
+from xraycap.weights import load_weights
+from xraycap.mesh import FINDINGS, mesh_findings
 from xraycap.radiographs import open_radiograph, square
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
@@ -136,7 +139,7 @@ def test_xrv_release_that_is_no_model(served, tmp_path):
 
 
 def test_every_xrv_name_is_in_their_table():
-    for name in enc._XRV: assert "densenet" in xrv.models.model_urls["densenet121-res224-" + name.removeprefix("xrv-")]["weights_url"]
+    for name in weights._XRV: assert "densenet" in xrv.models.model_urls["densenet121-res224-" + name.removeprefix("xrv-")]["weights_url"]
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -144,11 +147,11 @@ def test_no_pickle_runs(tmp_path, legacy):
     trap = {"state_dict": {"features.conv0.weight": Trap(tmp_path / "ran")}}
     torch.save(trap, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ValueError, match="safe loader refuses"): CheXNet(tmp_path / "w.pt")
-    assert enc._read_pickled_model(tmp_path / "w.pt") == {}
+    assert weights._read_pickled_model(tmp_path / "w.pt") == {}
     model = nn.Sequential(nn.Linear(2, 2))
     model.trap = Trap(tmp_path / "ran")
     torch.save(model, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
-    torch.testing.assert_close(enc._read_pickled_model(tmp_path / "m.pt")["0.weight"], model[0].weight.detach())
+    torch.testing.assert_close(weights._read_pickled_model(tmp_path / "m.pt")["0.weight"], model[0].weight.detach())
     assert not (tmp_path / "ran").exists()
 
 
@@ -258,12 +261,12 @@ def test_keras_without_h5py(theirs, tmp_path, monkeypatch):
 
 def test_phantom_weights_in_the_package():
     net, findings = load_finding_net()
-    assert enc._phantom_file().stat().st_size < 15e6 and len(findings) == net.head.out_features > 10
+    assert weights.phantom_file().stat().st_size < 15e6 and len(findings) == net.head.out_features > 10
     agree(spatial("phantom"), net.encoder.spatial(IMAGES).detach())
 
 
 def test_missing_phantom_weights(monkeypatch, tmp_path):
-    monkeypatch.setattr(enc, "files", lambda _: tmp_path)
+    monkeypatch.setattr(weights, "assets", tmp_path)
     with pytest.raises(FileNotFoundError, match="install xraycap again"): CheXNet()
 
 
@@ -329,21 +332,16 @@ def fake_views(study, size=224):
 
 
 class Cheap(CheXNet):
-    "An encoder fast enough for many studies: one convolution."
+    "An encoder fast enough for many studies, one convolution, that counts the images it gets."
+    images = 0
     def __init__(self, seed=0):
         super().__init__(None)
         torch.manual_seed(seed)
         self.features = nn.Conv2d(3, 1024, 32, stride=32)
 
-
-class Counted:
-    "What stands for `fused` of a Cheap: it counts the images it gets."
-    images = 0
-    def __init__(self, encoder): self.encoder = encoder
-
     def spatial(self, x):
-        Counted.images += len(x)
-        return self.encoder.spatial(x)
+        Cheap.images += len(x)
+        return super().spatial(x)
 
 
 def table(uids, images="phantom"):
@@ -354,14 +352,13 @@ def table(uids, images="phantom"):
 
 def encoded(studies, folder):
     "The store, and how many studies were encoded for it."
-    Counted.images = 0
-    return store_features(studies, Cheap(), folder), Counted.images // 2
+    Cheap.images = 0
+    return store_features(studies, Cheap(), folder), Cheap.images // 2
 
 
 @pytest.fixture
 def views(monkeypatch):
-    monkeypatch.setattr(enc, "study_views", fake_views)
-    monkeypatch.setattr(enc, "fused", lambda net: Counted(net) if isinstance(net, Cheap) else fused(net))
+    monkeypatch.setattr(features, "study_views", fake_views)
 
 
 def test_store_holds_frontal_then_lateral(views, tmp_path):
@@ -393,9 +390,9 @@ def test_only_new_studies_are_encoded(views, tmp_path):
 
 def test_two_batches_ahead_and_in_order(views, monkeypatch):
     begun = []
-    monkeypatch.setattr(enc, "study_views", lambda study, size: begun.append(study.uid) or fake_views(study))
+    monkeypatch.setattr(features, "study_views", lambda study, size: begun.append(study.uid) or fake_views(study))
     uids = list(range(11))
-    for i, (part, views) in enumerate(enc._batches(table(uids), 2)):
+    for i, (part, views) in enumerate(features._batches(table(uids), 2)):
         assert [o.uid for o in part] == uids[2 * i:2 * i + 2] and len(begun) <= 2 * (i + 3)
         np.testing.assert_array_equal(views, [fake_views(o) for o in part])
     assert sorted(begun) == uids
@@ -410,7 +407,6 @@ def test_weights_and_image_source_have_their_own_store(views, tmp_path):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     "Three studies of two files each."
-    monkeypatch.setattr(enc, "fused", Counted)
     studies = table([1, 2, 3], "openi").assign(lateral="")
     for i, study in studies.iterrows():
         for view in ("frontal", "lateral"):
@@ -457,14 +453,14 @@ def test_changed_codes_and_another_phantom(views, tmp_path, monkeypatch):
     encoded(studies, tmp_path)
     studies.at[1, "mesh"] = ["Cardiomegaly/mild"]
     assert encoded(studies, tmp_path)[1] == 1
-    enc._phantom_version.cache_clear()
+    features._phantom_version.cache_clear()
     with monkeypatch.context() as m:
-        m.setattr(enc, "phantom", lambda *args: [np.zeros((224, 224), np.uint8)] * 2)
+        m.setattr(features, "phantom", lambda *args: [np.zeros((224, 224), np.uint8)] * 2)
         assert encoded(studies, tmp_path)[1] == 2
-    enc._phantom_version.cache_clear()
+    features._phantom_version.cache_clear()
 
 
-def test_phantom_version_has_every_finding(): assert mesh_findings(enc._EVERYTHING) == set(FINDINGS)
+def test_phantom_version_has_every_finding(): assert mesh_findings(features._EVERYTHING) == set(FINDINGS)
 
 
 def test_a_vanished_file_is_named(files, tmp_path):
@@ -478,7 +474,7 @@ def test_stopped_while_encoding_changed_images(files, tmp_path, monkeypatch):
     before = encoded(files, tmp_path / "store")[0][[1, 2, 3]].copy()
     for path in [*files.frontal, *files.lateral]: paint(path, 99)
     with monkeypatch.context() as m:
-        m.setattr(Counted, "spatial", lambda self, x: 1 / 0)
+        m.setattr(Cheap, "spatial", lambda self, x: 1 / 0)
         with pytest.raises(ZeroDivisionError): encoded(files, tmp_path / "store")
     store, n = encoded(files, tmp_path / "store")
     assert n == 3 and not any(np.array_equal(store[u], b) for u, b in zip([1, 2, 3], before))
@@ -487,11 +483,11 @@ def test_stopped_while_encoding_changed_images(files, tmp_path, monkeypatch):
 def test_the_index_follows_changed_images_too(files, tmp_path, monkeypatch):
     encoded(files, tmp_path / "store")
     for path in [*files.frontal, *files.lateral]: paint(path, 99)
-    written, real = [], enc.whole_file
+    written, real = [], features.whole_file
     def whole_file(path):
         written.append(path)
         return real(path)
-    monkeypatch.setattr(enc, "whole_file", whole_file)
+    monkeypatch.setattr(features, "whole_file", whole_file)
     store_features(files, Cheap(), tmp_path / "store", bs=1)
     assert len(written) >= 3
 
@@ -521,12 +517,13 @@ def test_no_study(views, tmp_path):
 FILL = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from test_encoder import Cheap, Counted, fake_views, table, enc
+from xraycap import features
+from test_encoder import Cheap, fake_views, table
 def slow_views(study, size=224):
     time.sleep(.05)
     return fake_views(study, size)
-enc.study_views, enc.fused = slow_views, Counted
-enc.store_features(table(list(range(40))), Cheap(), sys.argv[2], bs=4)
+features.study_views = slow_views
+features.store_features(table(list(range(40))), Cheap(), sys.argv[2], bs=4)
 """
 
 

@@ -2,8 +2,8 @@
 import pytest
 
 from xraycap.findings import finding_f1, label_findings
-from xraycap.phantom import FINDINGS, mesh_findings
-from xraycap.reports import load_studies
+from xraycap.mesh import FINDINGS, mesh_findings
+from xraycap.studies import load_studies
 from xraycap.text import clean_chen
 
 

@@ -13,7 +13,7 @@ from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
 from sacrebleu.metrics import BLEU
 
 from xraycap.metrics import best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, rouge_l, shuffled_bleu4
-from xraycap.reports import load_studies
+from xraycap.studies import load_studies
 from xraycap.text import clean_chen
 
 

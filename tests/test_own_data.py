@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xraycap import reports as R
+from xraycap import own_data, studies
 from xraycap.cli import app
 from xraycap.phantom import study_views
 
@@ -41,7 +41,7 @@ def grey(study): return [int(view.mean()) for view in study_views(study)]
 # --- CSV
 
 def test_csv(tmp_path):
-    studies = R.load_studies(clinic(tmp_path, "frontal,lateral,findings\na.png,b.png,Clear.\ndeep/c.jpg,,\"Large heart, no effusion.\"\n"))
+    studies = studies.load_studies(clinic(tmp_path, "frontal,lateral,findings\na.png,b.png,Clear.\ndeep/c.jpg,,\"Large heart, no effusion.\"\n"))
     assert studies.findings.tolist() == ["Clear.", "Large heart, no effusion."]
     assert [grey(o) for _, o in studies.iterrows()] == [[10, 20], [30, 30]]
     assert studies.views.tolist() == [["frontal", "lateral"], ["frontal"]]
@@ -49,7 +49,7 @@ def test_csv(tmp_path):
 
 
 def test_the_table_is_that_of_the_collection(tmp_path):
-    own, collection = R.load_studies(clinic(tmp_path, "frontal,lateral,findings\na.png,b.png,Clear.\n")), R.load_studies()
+    own, collection = studies.load_studies(clinic(tmp_path, "frontal,lateral,findings\na.png,b.png,Clear.\n")), studies.load_studies()
     assert set(own.columns) == set(collection.columns) and own.uid.dtype == collection.uid.dtype == np.int64
     for name in own.columns: assert type(own[name][0]) is type(collection[name][0]), name
     assert own.mesh[0] == []
@@ -60,25 +60,25 @@ def test_the_table_is_that_of_the_collection(tmp_path):
     "findings, frontal, lateral, room\nClear., a.png, b.png, 7\n", "frontal,lateral,findings\n\na.png,b.png,\"Clear.\"",
     "frontal,lateral,findings,split,uid,patient\na.png,b.png,Clear.,,,\n"])
 def test_csv_as_different_programs_write_it(tmp_path, text):
-    studies = R.load_studies(clinic(tmp_path, text))
+    studies = studies.load_studies(clinic(tmp_path, text))
     assert studies.findings.tolist() == ["Clear."] and grey(studies.loc[0]) == [10, 20]
 
 
 def test_no_lateral_column_and_lateral_only(tmp_path):
-    assert grey(R.load_studies(clinic(tmp_path, "frontal,findings\na.png,Clear.\n")).loc[0]) == [10, 10]
-    studies = R.load_studies(clinic(tmp_path, "frontal,lateral,findings\n,b.png,Clear.\n"))
+    assert grey(studies.load_studies(clinic(tmp_path, "frontal,findings\na.png,Clear.\n")).loc[0]) == [10, 10]
+    studies = studies.load_studies(clinic(tmp_path, "frontal,lateral,findings\n,b.png,Clear.\n"))
     assert grey(studies.loc[0]) == [20, 20] and studies.views[0] == ["lateral"]
 
 
 def test_own_numbers_and_own_split(tmp_path):
-    studies = R.load_studies(clinic(tmp_path, "uid,frontal,lateral,findings,split\n7,a.png,,A.,test\n5,b.png,,B.,train\n6,deep/c.jpg,,C.,\n"))
+    studies = studies.load_studies(clinic(tmp_path, "uid,frontal,lateral,findings,split\n7,a.png,,A.,test\n5,b.png,,B.,train\n6,deep/c.jpg,,C.,\n"))
     assert studies.uid.tolist() == [7, 5, 6] and studies.split.tolist() == ["test", "train", ""] and studies.attrs["split"] == "own"
 
 
 def test_numbers_stay_when_rows_move(tmp_path):
     rows = ["a.png,b.png,A.", "b.png,,B.", "deep/c.jpg,,C."]
     def numbers(rows):
-        studies = R.load_studies(clinic(tmp_path, "\n".join(["frontal,lateral,findings", *rows])))
+        studies = studies.load_studies(clinic(tmp_path, "\n".join(["frontal,lateral,findings", *rows])))
         return dict(zip(studies.findings, studies.uid))
     first = numbers(rows[:2])
     assert len(set(numbers(rows).values())) == 3 and numbers(rows[::-1]).items() >= first.items()
@@ -87,7 +87,7 @@ def test_numbers_stay_when_rows_move(tmp_path):
 def test_absolute_paths(tmp_path):
     elsewhere = tmp_path / "elsewhere" / "x.png"
     picture(elsewhere, 99)
-    studies = R.load_studies(clinic(tmp_path, f"frontal,lateral,findings\n{elsewhere},,Clear.\n"))
+    studies = studies.load_studies(clinic(tmp_path, f"frontal,lateral,findings\n{elsewhere},,Clear.\n"))
     assert studies.frontal[0] == str(elsewhere) and grey(studies.loc[0]) == [99, 99]
 
 
@@ -95,7 +95,7 @@ def test_absolute_paths(tmp_path):
 
 def deal(n, patients=None):
     rows = [dict(patient="" if patients is None else patients[i]) for i in range(n)]
-    return R._deal("x.csv", rows, list(range(n)))[0]
+    return own_data._deal("x.csv", rows, list(range(n)))[0]
 
 
 @pytest.mark.parametrize("n,sizes", [(3, (1, 1, 1)), (12, (9, 1, 2)), (1000, (700, 100, 200))])
@@ -125,7 +125,7 @@ MIMIC = {part: [{"id": f"02aa804e-{part}", "study_id": 50414267 + i, "subject_id
 
 
 def test_annotation_of_iu(tmp_path):
-    studies = R.load_studies(archive(tmp_path / "iu_xray", IU))
+    studies = studies.load_studies(archive(tmp_path / "iu_xray", IU))
     assert studies.split.tolist() == ["train", "val", "test"] and studies.uid.is_unique
     assert studies.findings.tolist() == ["The heart is large.", "Clear.", "No effusion."]
     assert all(grey(o) == [50, 51] for _, o in studies.iterrows())
@@ -133,7 +133,7 @@ def test_annotation_of_iu(tmp_path):
 
 
 def test_annotation_of_mimic(tmp_path):
-    studies = R.load_studies(archive(tmp_path / "mimic_cxr", MIMIC))
+    studies = studies.load_studies(archive(tmp_path / "mimic_cxr", MIMIC))
     assert studies.split.tolist() == ["train", "val", "test"] and all(grey(o) == [50, 50] for _, o in studies.iterrows())
     assert studies.frontal[1] == str(tmp_path / "mimic_cxr/images/p10/p10000032/s50414268/02aa804e-val.jpg")
     assert studies.attrs["images"] == "mimic_cxr/annotation.json"
@@ -142,16 +142,16 @@ def test_annotation_of_mimic(tmp_path):
 def test_one_path_as_text_and_more_than_two(tmp_path):
     parts = {"train": [{"report": "A.", "image_path": ["0.png", "1.png", "2.png"]}], "val": [], "test": []}
     path = archive(tmp_path, parts)
-    assert grey(R.load_studies(path).loc[0]) == [50, 51]
+    assert grey(studies.load_studies(path).loc[0]) == [50, 51]
     path.write_text(json.dumps({**parts, "train": [{"report": "A.", "image_path": "2.png"}]}))
-    assert grey(R.load_studies(path).loc[0]) == [52, 52]
+    assert grey(studies.load_studies(path).loc[0]) == [52, 52]
 
 
 # --- only some of the images
 
 def test_missing_images_are_said(tmp_path, capsys):
     text = "frontal,lateral,findings\na.png,b.png,A.\nb.png,gone.png,B.\nlost.png,deep/c.jpg,C.\nno.png,,D.\ndeep/c.jpg,a.png,  \n"
-    studies = R.load_studies(clinic(tmp_path, text))
+    studies = studies.load_studies(clinic(tmp_path, text))
     assert [grey(o) for _, o in studies.iterrows()] == [[10, 20], [20, 20], [30, 30]]
     said = capsys.readouterr().out
     assert said == ("clinic/data.csv: 3 of 5 studies have findings and an image here; 6 of 9 images are here; "
@@ -159,14 +159,14 @@ def test_missing_images_are_said(tmp_path, capsys):
 
 
 def test_nothing_is_said_when_all_is_there(tmp_path, capsys):
-    R.load_studies(clinic(tmp_path, "frontal,lateral,findings\na.png,b.png,A.\n"))
-    R.load_studies()
+    studies.load_studies(clinic(tmp_path, "frontal,lateral,findings\na.png,b.png,A.\n"))
+    studies.load_studies()
     assert capsys.readouterr().out == ""
 
 
 def test_a_partial_collection(tmp_path, capsys):
     Image.new("L", (40, 40)).save(tmp_path / "CXR1_1_IM-0001-4001.png")
-    assert R.load_studies(tmp_path).uid.tolist() == [1]
+    assert studies.load_studies(tmp_path).uid.tolist() == [1]
     assert "openi: 1 of 3,337 studies have findings and an image here; 1 of 6,473 images are here" in capsys.readouterr().out
 
 
@@ -189,7 +189,7 @@ HEAD = "frontal,lateral,findings\n"
     ("frontal,findings\n,A.\n", "line 2 names none"), (HEAD + f"{'The heart is large. ' * 99},,a.png\n", "count from the folder"),
     (HEAD + "a.png,, \n", "no study with findings")])
 def test_a_bad_csv(tmp_path, text, says):
-    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: R.load_studies(clinic(tmp_path, text))
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: studies.load_studies(clinic(tmp_path, text))
     assert "data.csv" in str(e.value)
 
 
@@ -206,18 +206,18 @@ def test_a_bad_csv(tmp_path, text, says):
 def test_a_bad_annotation(tmp_path, content, says):
     path = tmp_path / "annotation.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: R.load_studies(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: studies.load_studies(path)
     assert "annotation.json" in str(e.value)
 
 
 def test_no_such_table(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*x.csv"): R.load_studies(tmp_path / "x.csv")
-    with pytest.raises(FileNotFoundError, match="no file .*x.json"): R.load_studies(tmp_path / "x.json")
+    with pytest.raises(FileNotFoundError, match="no file .*x.csv"): studies.load_studies(tmp_path / "x.csv")
+    with pytest.raises(FileNotFoundError, match="no file .*x.json"): studies.load_studies(tmp_path / "x.json")
     os.mkdir(tmp_path / "y.csv")
-    with pytest.raises(FileNotFoundError, match="no file .*y.csv"): R.load_studies(tmp_path / "y.csv")
-    with pytest.raises(ValueError, match="no split named"): R.load_studies(clinic(tmp_path, "frontal,findings\na.png,A.\n"), "random")
+    with pytest.raises(FileNotFoundError, match="no file .*y.csv"): studies.load_studies(tmp_path / "y.csv")
+    with pytest.raises(ValueError, match="no split named"): studies.load_studies(clinic(tmp_path, "frontal,findings\na.png,A.\n"), "random")
     picture(tmp_path / "cats" / "tom.png", 1)
-    with pytest.raises(FileNotFoundError, match="list images of your own in a CSV"): R.load_studies(tmp_path / "cats")
+    with pytest.raises(FileNotFoundError, match="list images of your own in a CSV"): studies.load_studies(tmp_path / "cats")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

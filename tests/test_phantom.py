@@ -2,8 +2,9 @@
 import numpy as np
 import pytest
 
-from xraycap.phantom import FINDINGS, finding_sides, mesh_findings, phantom, study_views
-from xraycap.reports import load_studies
+from xraycap.mesh import FINDINGS, finding_sides, mesh_findings
+from xraycap.phantom import phantom, study_views
+from xraycap.studies import load_studies
 
 CODES = {
     'Cardiomegaly': 'Cardiomegaly/mild', 'Opacity': 'Opacity/lung/middle lobe/right', 'Atelectasis': 'Pulmonary Atelectasis/base/bilateral',

@@ -16,10 +16,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from xraycap.cli import app
-from xraycap.encoder import CheXNet, FeatureStore
+from xraycap.encoder import CheXNet
+from xraycap.features import FeatureStore
 from xraycap.phantom import phantom
 from xraycap.radiographs import open_radiograph, square
-from xraycap.reports import load_studies
+from xraycap.studies import load_studies
 
 SIZES = {"train": 8, "val": 2, "test": 3}
 

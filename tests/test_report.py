@@ -10,7 +10,7 @@ from PIL import Image
 
 from xraycap.attention import AttentionDecoder
 from xraycap.lstm import LSTMDecoder
-from xraycap.report import Captioner, Report, example_study, overlay, report_figure, sentence_maps
+from xraycap.captioner import Captioner, Report, example_study, overlay, report_figure, sentence_maps
 from xraycap.text import Vocab
 
 words = "the heart is normal in size . no pleural effusion .".split()
@@ -121,7 +121,7 @@ def test_overlay_shows_the_place():
 
 
 def test_the_example_is_a_test_study(example):
-    from xraycap.reports import chen_split
+    from xraycap.studies import chen_split
     assert chen_split()[example["uid"]] == "test" and example["findings"]
     for view in "frontal", "lateral":
         with Image.open(example[view]) as image: assert image.mode == "L" and min(image.size) >= 224

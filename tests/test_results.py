@@ -12,16 +12,18 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
 import xraycap
-from xraycap import results
+from xraycap import files, metrics, models, targets, training
 from xraycap.attention import AttentionDecoder
 from xraycap.batches import caption_dls
 from xraycap.lstm import LSTMDecoder, caption_learner
 from xraycap.findings import finding_f1
 from xraycap.metrics import corpus_bleu
-from xraycap.phantom import FINDINGS
-from xraycap.results import (PointAtFindings, baselines, check_out, composed_reports, consensus_reports, cross_codes, describe, evaluate, find_model, findings_table, generate, load_model, paired_bootstrap,
-                             report_weights, results_table, save_model, score_card, train_captioner)
-from xraycap.reports import load_studies
+from xraycap.mesh import FINDINGS
+from xraycap.models import check_out, describe, find_model, generate, load_model, save_model
+from xraycap.results import baselines, evaluate, findings_table, paired_bootstrap, results_table, score_card
+from xraycap.targets import composed_reports, consensus_reports, report_weights
+from xraycap.training import PointAtFindings, cross_codes, train_captioner
+from xraycap.studies import load_studies
 from xraycap.text import Vocab, clean_chen
 from xraycap.transformer import TransformerDecoder
 
@@ -32,7 +34,7 @@ about = dict(encoder="phantom", images="phantom", split="chen")
 def small(kind, vocab): return kind(len(vocab), hidden=16, embedding_size=8)
 
 
-@pytest.mark.parametrize("kind", results.decoder_names.values())
+@pytest.mark.parametrize("kind", models.decoder_names.values())
 def test_a_model_comes_back_from_its_folder(tmp_path, kind):
     vocab = Vocab.from_texts(texts)
     save_model(tmp_path / "deep" / "model", small(kind, vocab), vocab, about)
@@ -52,7 +54,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
     def full(*args): raise OSError("No space left on device")
-    monkeypatch.setattr(results, "save", full)
+    monkeypatch.setattr(models, "save", full)
     with pytest.raises(OSError): save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -119,7 +121,7 @@ def test_a_pickle_is_not_opened(tmp_path):
 
 def test_generate_does_not_depend_on_the_batch():
     vocab, store = Vocab.from_texts(texts), {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in range(5)}
-    for kind in results.decoder_names.values():
+    for kind in models.decoder_names.values():
         torch.manual_seed(0)
         decoder = small(kind, vocab).eval()
         assert generate(decoder, vocab, store, list(store), bs=5) == generate(decoder, vocab, store, list(store), bs=2)
@@ -149,36 +151,36 @@ def test_baselines_take_nothing_from_the_test_part():
 @pytest.fixture
 def few_studies(monkeypatch):
     "The results module on 40 training, 10 validation and 12 test studies, with random features."
-    from xraycap.reports import load_studies as real
+    from xraycap.studies import load_studies as real
     def few(images, split):
         studies = real(images, split)
         few = pd.concat([studies[studies.split == part].head(n) for part, n in (("train", 40), ("val", 10), ("test", 12))])
         few.attrs.update(studies.attrs)
         return few
     def noise(studies, encoder): return {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
-    monkeypatch.setattr(results, "load_studies", few)
-    monkeypatch.setattr(results, "store_features", noise)
+    monkeypatch.setattr(training, "load_studies", few)
+    monkeypatch.setattr(training, "store_features", noise)
     return few("phantom", "chen")
 
 
 def test_training_on_next_to_nothing(tmp_path, few_studies, monkeypatch):
-    def first(n): monkeypatch.setattr(results, "load_studies", lambda images, split: few_studies.groupby("split").head(n))
+    def first(n): monkeypatch.setattr(training, "load_studies", lambda images, split: few_studies.groupby("split").head(n))
     first(1)
     with pytest.raises(ValueError, match="two studies at least"): train_captioner(tmp_path / "model")
     first(2)
-    for decoder in results.decoder_names: assert train_captioner(tmp_path / "model", decoder=decoder, epochs=1, bodies=1, crossed=0).valid_loss.notna().all()
+    for decoder in models.decoder_names: assert train_captioner(tmp_path / "model", decoder=decoder, epochs=1, bodies=1, crossed=0).valid_loss.notna().all()
 
 
 def test_a_weights_file_is_found_from_any_folder(tmp_path, few_studies, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(results, "CheXNet", lambda weights: None)
+    monkeypatch.setattr(training, "CheXNet", lambda weights: None)
     train_captioner("model", encoder="weights", epochs=1, bodies=1, crossed=0)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"] == str(tmp_path / "weights")
     train_captioner("model", encoder=Path("phantom"), epochs=1, bodies=1, crossed=0)
     assert load_model(tmp_path / "model")[2]["encoder"] == "phantom"
 
 
-@pytest.mark.parametrize("decoder", results.decoder_names)
+@pytest.mark.parametrize("decoder", models.decoder_names)
 def test_training_from_studies_to_a_report(tmp_path, few_studies, decoder):
     "The whole path, not its quality."
     losses = train_captioner(tmp_path / "model", decoder=decoder, epochs=2, bs=16)
@@ -199,8 +201,8 @@ def test_without_codes_each_study_teaches_its_own_report(tmp_path, few_studies, 
     def dls(studies, *args, **kwargs):
         taught.append(studies)
         raise Enough
-    monkeypatch.setattr(results, "load_studies", lambda images, split: studies)
-    monkeypatch.setattr(results, "caption_dls", dls)
+    monkeypatch.setattr(training, "load_studies", lambda images, split: studies)
+    monkeypatch.setattr(training, "caption_dls", dls)
     with pytest.raises(Enough): train_captioner(tmp_path / "model", decoder="lstm")
     lines = lambda texts: {line.strip() for text in texts for line in text.split(" .")}
     train, val = (list(studies[studies.split == part].findings) for part in ("train", "val"))
@@ -225,30 +227,30 @@ def test_a_composed_report_says_what_is_there_and_denies_none_of_it(codes, must,
     composed, = composed_reports(said, coded, [codes.split(";")])
     assert all(line in composed for line in must) and not any(words in composed for words in may_not), composed
     lines = [f"{line} ." for line in composed.removesuffix(" .").split(" . ")]
-    assert len(set(lines)) == len(lines) and set(lines) <= {line for text in said for line in results._lines(text)}
+    assert len(set(lines)) == len(lines) and set(lines) <= {line for text in said for line in targets._lines(text)}
 
 
 def test_a_composed_report_is_the_best_choice_of_sentences_there_is():
     "Against every set of sentences that speaks of no subject twice"
-    compose, wanted = results._Composer(said), {"Pleural Effusion"}
+    compose, wanted = targets._Composer(said), {"Pleural Effusion"}
     weights, = report_weights(coded, [["Pleural Effusion/left/small"]])
-    gain = compose.known @ weights / results._precision[compose.order]
+    gain = compose.known @ weights / targets._precision[compose.order]
     names = 20 * (compose.named @ np.where(np.isin(FINDINGS, list(wanted)), 1, -1))
-    has = Counter(gram for text in said for gram in results._ngrams(text))  # in how many texts
-    def rare(text, n): return {g: np.log(len(said) / has[g]) for g in results._ngrams(text) if g in has and len(g[0]) == n}
+    has = Counter(gram for text in said for gram in metrics.ngrams(text))  # in how many texts
+    def rare(text, n): return {g: np.log(len(said) / has[g]) for g in metrics.ngrams(text) if g in has and len(g[0]) == n}
     def cosine(one, other, n):
         x, y = rare(one, n), rare(other, n)
         return sum(x[g] * y.get(g, 0) for g in x) / max(1e-9, np.linalg.norm([*x.values()]) * np.linalg.norm([*y.values()]))
     def allowed(chosen): return (compose.about[chosen].sum(0) <= 1).all() and not any("no pleural" in compose.lines[i] for i in chosen)
     sets = [list(c) for n in range(1, 5) for c in combinations(range(len(compose.lines)), n) if allowed(list(c))]
     def worth(chosen):
-        grams = results._ngrams(compose.text(chosen))
-        bleu = sum((gain[compose.number[g]] if g in compose.number else 0) - results._price[len(g[0]) - 1] for g in grams)
+        grams = metrics.ngrams(compose.text(chosen))
+        bleu = sum((gain[compose.number[g]] if g in compose.number else 0) - targets._price[len(g[0]) - 1] for g in grams)
         alike = np.mean([[cosine(compose.text(chosen), text, n) for n in range(1, 5)] for text in said], 1) @ weights
         i = [compose.number[g] for g in grams if g in compose.number]
         near, size = (np.bincount(compose.order[i], x[i], 4) for x in (compose.alike @ weights, compose.squared))
         np.testing.assert_allclose((near / np.sqrt(size)).mean(), alike)
-        return bleu + names[chosen].sum() + results._likeness * alike
+        return bleu + names[chosen].sum() + targets._likeness * alike
     value = {tuple(c): worth(c) for c in sets}
     assert sorted(compose(weights, wanted)) == list(max(value, key=value.get)) and len(value) > 20
 
@@ -277,7 +279,7 @@ def test_attention_learns_to_point_at_what_a_sentence_names(weight, kind, size):
 
 def test_report_weights_are_a_ridge_regression():
     counts = np.array([[text.count("."), text.count("the")] for text in said])
-    x = TfidfVectorizer(analyzer=results._visible_parts, binary=True).fit(coded)
+    x = TfidfVectorizer(analyzer=targets._visible_parts, binary=True).fit(coded)
     asked = [["Cardiomegaly"], ["normal"], ["Pleural Effusion/left", "Cardiomegaly"]]
     theirs = Ridge(alpha=3).fit(x.transform(coded).toarray(), counts).predict(x.transform(asked).toarray())
     weights = report_weights(coded, asked)
@@ -351,10 +353,10 @@ def test_findings_table_by_hand():
 
 
 def test_the_shipped_model_is_found_by_name(tmp_path, monkeypatch):
-    assert find_model("attention").parent == results.assets
+    assert find_model("attention").parent == files.assets
     (tmp_path / "attention").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert find_model("attention").parent == results.assets  # a folder of that name here is ./attention
+    assert find_model("attention").parent == files.assets  # a folder of that name here is ./attention
     (tmp_path / "attention" / "config.json").write_text("{}")
     assert find_model("./attention").resolve() == find_model(Path("attention")).resolve() == tmp_path / "attention"
     with pytest.raises(FileNotFoundError, match="nobody"): find_model("nobody")

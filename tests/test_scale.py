@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xraycap import encoder as enc
+from xraycap import features
 from xraycap import scale
 from xraycap.cli import app
-from xraycap.encoder import CheXNet, FeatureStore, store_features
-from xraycap.reports import load_studies
+from xraycap.encoder import CheXNet
+from xraycap.features import FeatureStore, store_features
+from xraycap.studies import load_studies
 from xraycap.scale import ray_features
 
 WORDS = ["the heart is normal in size .", "the heart is large .", "the lungs are clear .", "a small effusion is seen .", "no effusion .", "the bones are old ."]
@@ -166,7 +167,7 @@ def test_as_store_features(ray, own, phantom_net, tmp_path, monkeypatch):
     assert failed.empty and store.path.name == plain.path.name and store.rows == plain.rows
     difference = np.abs(store.data.astype(float) - plain.data.astype(float)).max()
     assert difference <= 1e-3 * plain.data.max()
-    monkeypatch.setattr(enc, "fused", lambda encoder: 1 / 0)  # nothing is left for store_features to encode
+    monkeypatch.setattr(phantom_net, "spatial", lambda x: 1 / 0)  # nothing is left for store_features to encode
     assert len(store_features(studies, phantom_net, tmp_path / "ray")) == 4
 
 
@@ -196,7 +197,7 @@ def test_images_that_cannot_be_read(ray, tmp_path, phantom_net, monkeypatch):
 FILL = """
 import sys
 from xraycap.encoder import CheXNet
-from xraycap.reports import load_studies
+from xraycap.studies import load_studies
 from xraycap.scale import _ray, ray_features
 with _ray(num_cpus=1): ray_features(load_studies(sys.argv[1]), CheXNet("phantom"), sys.argv[2], shard=2)
 """
@@ -234,7 +235,7 @@ def test_killed(ray, own, phantom_net, tmp_path):
 
 TRAIN = """
 import os, sys
-from xraycap.results import train_captioner
+from xraycap.training import train_captioner
 losses = train_captioner(sys.argv[1], images=sys.argv[2], encoder='phantom', epochs=3, bs=16, dropout=0, min_count=1)
 print("rank", os.environ.get("RANK"), losses.valid_loss.tolist(), losses.perplexity.tolist(), flush=True)
 """

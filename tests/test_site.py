@@ -177,12 +177,12 @@ def test_every_page_fits_a_phone(built, pages, browser):
 
 def test_search_works_from_a_file(built, browser):
     page, bad = visit(browser, (built[0] / "api/text.html").as_uri(), viewport={"width": 1280, "height": 900})
-    for words, href in ("beam_search", "api/search.html#beam_search"), ("pointing game", "09_attention.html#the-pointing-game"):
+    for words, href in ("beam_search", "api/search.html#beam_search"), ("pointing game", "11_attention.html#the-pointing-game"):
         page.fill("#quarto-search input", words)
         page.wait_for_selector(f".search-result[href$='{href}']")
     page.press("#quarto-search input", "ArrowDown")
     page.press("#quarto-search input", "Enter")
-    page.wait_for_url("**/09_attention.html*")
+    page.wait_for_url("**/11_attention.html*")
     assert not bad, bad
 
 

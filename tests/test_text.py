@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from xraycap.reports import load_reports, load_studies
+from xraycap.reports import load_reports
+from xraycap.studies import load_studies
 from xraycap.text import EOS, PAD, SOS, UNK, Vocab, clean_chen, clean_findings, sentences
 
 

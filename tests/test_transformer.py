@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastai.torch_core import set_seed
 from torch import nn
-from xraycap import results
+from xraycap import models, training
 from xraycap.lstm import masked_loss
 from xraycap.search import beam_search, greedy_search
 from xraycap.text import EOS, PAD, SOS, Vocab
@@ -212,24 +212,24 @@ def test_heads_must_share_evenly():
 
 
 def test_a_model_comes_back_from_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setitem(results.decoder_names, "transformer", TransformerDecoder)
+    monkeypatch.setitem(models.decoder_names, "transformer", TransformerDecoder)
     vocab = Vocab.from_texts(["the heart is normal in size .", "the lungs are clear ."])
     torch.manual_seed(0)
     decoder = TransformerDecoder(len(vocab), hidden=32, heads=4, layers=3).eval()
-    results.save_model(tmp_path / "model", decoder, vocab, dict(encoder="phantom", images="phantom", split="chen"))
-    again, words, config = results.load_model(tmp_path / "model")
+    models.save_model(tmp_path / "model", decoder, vocab, dict(encoder="phantom", images="phantom", split="chen"))
+    again, words, config = models.load_model(tmp_path / "model")
     assert type(again) is TransformerDecoder and words.itos == vocab.itos and config["decoder"] == "transformer" and not again.training
     assert again.config == decoder.config
     x = torch.rand(2, 98, 1024), torch.tensor([[SOS, 5, 6], [SOS, 7, 4]])
     torch.testing.assert_close(again(*x), decoder(*x), atol=.02, rtol=.02)
     store = {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in range(5)}
-    assert results.generate(again, words, store, list(store), bs=5) == results.generate(again, words, store, list(store), bs=2)
+    assert models.generate(again, words, store, list(store), bs=5) == models.generate(again, words, store, list(store), bs=2)
 
 
 def test_it_can_start_from_the_encoders_findings():
     torch.manual_seed(0)
     decoder, head, x = TransformerDecoder(V), nn.Linear(2048, 28), np.random.default_rng(0).random((8, 98, 1024)).astype("float32")
-    results.start_from_findings(decoder, head, x)
+    training.start_from_findings(decoder, head, x)
     memory, _ = decoder.start(torch.tensor(x))
     assert [m.shape for m in memory] == [(8, 8, 98, 64)] * 2
     for rows, places, weight in ((slice(0, 28), slice(0, 49), head.weight[:, :1024]), (slice(28, 56), slice(49, 98), head.weight[:, 1024:])):

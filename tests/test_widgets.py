@@ -15,8 +15,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from xraycap.attention import AttentionDecoder
-from xraycap.phantom import FINDINGS, mesh_findings, phantom
-from xraycap.report import Report, overlay
+from xraycap.mesh import FINDINGS, mesh_findings
+from xraycap.phantom import phantom
+from xraycap.captioner import Report, overlay
 from xraycap.search import beam_search, greedy_search, grow
 from xraycap.text import EOS, Vocab
 from xraycap.widgets import (_groups, _one_side, _with_side, _without_amount, attention_explorer, attention_figure, beam_explorer, beam_figure,

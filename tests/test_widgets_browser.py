@@ -18,7 +18,7 @@ from xraycap import study_browser
 rows = [(11, 'phantom-11', 'phantom-11-lateral', 'The heart is large.', ['Cardiomegaly']), (12, 'phantom-12', 'phantom-12-lateral', 'Clear lungs.', ['normal'])]
 study_browser(pd.DataFrame(rows, columns=['uid', 'frontal', 'lateral', 'findings', 'mesh']))""", """import torch
 from xraycap import AttentionDecoder, Captioner, Vocab, attention_explorer
-from xraycap.report import example_study
+from xraycap.captioner import example_study
 torch.manual_seed(2)  # random weights that give finished reports of 1 to 3 words
 vocab = Vocab('the heart is large lungs are clear no effusion .'.split())
 decoder = AttentionDecoder(len(vocab), hidden=16, attention=8)

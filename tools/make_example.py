@@ -5,8 +5,8 @@ import sys
 from PIL import Image
 
 from xraycap.phantom import study_views
-from xraycap.reports import load_studies
-from xraycap.results import assets
+from xraycap.studies import load_studies
+from xraycap.files import assets
 
 
 def main(uid):

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from xraycap.encoder import FindingNet, load_finding_net, save_encoder
-from xraycap.phantom import FINDINGS, finding_codes, mesh_findings, phantom
-from xraycap.reports import load_studies
+from xraycap.mesh import FINDINGS, finding_codes, mesh_findings
+from xraycap.phantom import phantom
+from xraycap.studies import load_studies
 
 STUDIES = 14_000 # of the pool
 STAGES = [(128, 420, 16, 2e-3), (224, 1100, 8, 1e-3)] # pixels a side, batches, batch size of a process, highest learning rate
@@ -216,7 +217,8 @@ def findings_only(net):
 def test():
     "AUROC of the shipped weights on the simulated chen test split, from the stored features"
     from xraycap.batches import pool_views
-    from xraycap.encoder import CheXNet, store_features
+    from xraycap.encoder import CheXNet
+    from xraycap.features import store_features
     studies = load_studies('phantom')
     studies = studies[studies.split == 'test']
     store, (net, findings) = store_features(studies, CheXNet('phantom')), load_finding_net()

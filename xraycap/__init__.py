@@ -3,13 +3,33 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_module_of = {
-    "load_reports": "reports", "load_studies": "reports", "clean_findings": "text", "clean_chen": "text", "Vocab": "text",
-    "CheXNet": "encoder", "store_features": "encoder", "caption_dls": "batches", "LSTMDecoder": "lstm", "caption_learner": "lstm",
-    "AttentionDecoder": "attention", "TransformerDecoder": "transformer", "greedy_search": "search", "beam_search": "search", "corpus_bleu": "metrics",
-    "label_findings": "findings", "score_card": "results", "evaluate": "results", "Captioner": "report",
-    "study_browser": "widgets", "phantom_sliders": "widgets", "attention_explorer": "widgets", "beam_explorer": "widgets",
+_names_of = {
+    "files": "cache_dir writable_folder find_archive whole_file",
+    "reports": "load_reports",
+    "views": "CLUES view_clues clue_weights view_table image_views",
+    "studies": "SPLITS two_images chen_split split_studies load_studies studies_table studies_of",
+    "downloads": "DOWNLOADS fetch extract download",
+    "mesh": "FINDINGS finding_codes mesh_findings finding_sides",
+    "text": "clean_findings clean_chen Vocab",
+    "encoder": "CheXNet FindingNet save_encoder load_finding_net",
+    "weights": "load_weights default_weights",
+    "features": "FeatureStore store_features",
+    "batches": "caption_dls",
+    "lstm": "LSTMDecoder caption_learner",
+    "attention": "AttentionDecoder",
+    "transformer": "TransformerDecoder",
+    "search": "greedy_search beam_search",
+    "fast": "fused",
+    "metrics": "corpus_bleu",
+    "findings": "label_findings",
+    "models": "decoder_names model_files check_out save_model find_model load_model generate describe",
+    "targets": "consensus_reports report_weights composed_reports",
+    "training": "cross_codes start_from_findings PointAtFindings train_captioner",
+    "results": "score_card evaluate baselines nearest results_table paired_bootstrap findings_table",
+    "captioner": "Captioner",
+    "widgets": "study_browser phantom_sliders attention_explorer beam_explorer",
 }
+_module_of = {name: module for module, names in _names_of.items() for name in names.split()}
 __all__ = list(_module_of)
 
 
