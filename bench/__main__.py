@@ -17,7 +17,7 @@ processes do the work, they are the clock's.
 Prints a table and writes bench/results.json: `machine`, `limit`, and `rows` by part. Parts that did not run keep their rows."""
 import os
 
-os.environ |= dict(OMP_NUM_THREADS='1', TRANSFORMERS_VERBOSITY='error', PYTHONWARNINGS='ignore', TQDM_DISABLE='1')
+os.environ |= dict(OMP_NUM_THREADS="1", TRANSFORMERS_VERBOSITY="error", PYTHONWARNINGS="ignore", TQDM_DISABLE="1")
 
 import json
 import platform
@@ -29,40 +29,40 @@ from time import perf_counter
 
 from bench.common import run
 
-PARTS = ['search', 'training', 'encoding', 'data', 'start', 'grow']
-RESULTS = Path(__file__).with_name('results.json')
+PARTS = ["search", "training", "encoding", "data", "start", "grow"]
+RESULTS = Path(__file__).with_name("results.json")
 
 
 def cpu():
     "The processor's name, as the system gives it."
-    info = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return (names or [platform.processor() or platform.machine()])[0]
 
 
 def show(rows):
     "A part's rows as a table."
     for r in rows:
-        if 'sizes' in r:
-            costs = '  '.join(f'{s}: {c:.3g}' for s, c in zip(r['sizes'], r['costs']))
+        if "sizes" in r:
+            costs = "  ".join(f"{s}: {c:.3g}" for s, c in zip(r["sizes"], r["costs"]))
             print(f"  {r['name']}, {r['unit']} by {r['size']}:  {costs}   order {r['order']:.2f}")
         else:
-            wanted = '' if r['wanted'] is None else f"wanted {r['wanted']:>5g}  {'met' if r['ratio'] >= r['wanted'] else 'MISSED'}"
+            wanted = "" if r["wanted"] is None else f"wanted {r['wanted']:>5g}  {'met' if r['ratio'] >= r['wanted'] else 'MISSED'}"
             print(f"  {r['name']:<44}{r['ours']:>9.4g} (median {r['ours_median']:.4g}) {r['unit']:<12} {r['peer']:>34}: {r['theirs']:>8.4g}"
                   f"   ratio {r['ratio']:>7.3g}  {wanted}", flush=True)
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - set(PARTS)
     if unknown: sys.exit(f"bench: there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}.")
-    old = json.loads(RESULTS.read_text())['rows'] if RESULTS.exists() else {}
-    with get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
-        limit = pool.apply(run, ('limit', None))
+    old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        limit = pool.apply(run, ("limit", None))
         print(f"one thread of {cpu()}: matrix product {limit['gflops']:.0f} GFLOP/s, copy {limit['gbs']:.1f} GB/s (float32)", flush=True)
         for part in sys.argv[1:] or PARTS:
             start = perf_counter()
             old[part] = pool.apply(run, (part, limit))
-            print(f'\n{part} ({perf_counter() - start:.0f} s)')
+            print(f"\n{part} ({perf_counter() - start:.0f} s)")
             show(old[part])
             results = dict(machine=cpu(), date=str(date.today()), limit=limit, rows={p: old[p] for p in PARTS if p in old})
-            RESULTS.write_text(json.dumps(results, indent=1) + '\n')
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -13,8 +13,8 @@ def run(
     "What `measure` of a part returns, on one thread."
     import torch
     torch.set_num_threads(1)
-    warnings.filterwarnings('ignore')  # what libraries say about each other
-    return import_module(f'bench.{part}').measure(limit)
+    warnings.filterwarnings("ignore")  # what libraries say about each other
+    return import_module(f"bench.{part}").measure(limit)
 
 
 def rounds(
@@ -51,7 +51,7 @@ def row(
     wanted=None,  # the ratio asked for; 1 against a goal
 ):
     "A comparison, as a row of the results."
-    best, sign = (max, 1) if '/s' in unit else (min, -1)
+    best, sign = (max, 1) if "/s" in unit else (min, -1)
     ours, theirs = np.atleast_1d(ours).tolist(), np.atleast_1d(theirs).tolist()
     return dict(name=name, unit=unit, ours=best(ours), ours_median=float(np.median(ours)), peer=peer, theirs=best(theirs),
                 theirs_median=float(np.median(theirs)), ratio=(best(ours) / best(theirs)) ** sign, wanted=wanted)

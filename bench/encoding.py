@@ -34,7 +34,7 @@ def draw(folder):
     "Simulated studies as PNG files of 512 x 624, the size of the collection's; the table of them."
     rows = []
     for uid in range(1, STUDIES + 1):
-        paths = [folder / f'{uid}-{view}.png' for view in ('frontal', 'lateral')]
+        paths = [folder / f"{uid}-{view}.png" for view in ("frontal", "lateral")]
         for path, view in zip(paths, phantom(uid, size=624)[:2]): Image.fromarray(view[:, 56:568]).save(path)
         rows.append(dict(uid=uid, frontal=str(paths[0]), lateral=str(paths[1]), mesh=[]))
     return pd.DataFrame(rows)
@@ -55,8 +55,8 @@ def measure(_):
     folder, number = Path(tempfile.mkdtemp()), count()
     try:
         model, studies = peer(), draw(folder)
-        torch.save(model.state_dict(), folder / 'weights.pt')
-        encoder = CheXNet(folder / 'weights.pt')
+        torch.save(model.state_dict(), folder / "weights.pt")
+        encoder = CheXNet(folder / "weights.pt")
         fast, n = fused(encoder), 2 * STUDIES
         x = torch.from_numpy(np.stack([v for uid in range(1, 5) for v in phantom(uid)[:2]])).repeat(n // 8, 1, 1)
         multiply, gflop = product()
@@ -67,13 +67,13 @@ def measure(_):
             def one_by_one():
                 for image in encoder.prepare(x): model.features(image[None]).relu()
 
-            seconds = rounds({'product': lambda: [multiply() for _ in range(10)], 'fused': lambda: fast(x), 'xrv': one_by_one,
-                              'files': lambda: store_features(studies, encoder, folder / str(next(number))),
-                              'loop': lambda: plain_loop(model, studies, folder / 'features.npy')}, 5)
+            seconds = rounds({"product": lambda: [multiply() for _ in range(10)], "fused": lambda: fast(x), "xrv": one_by_one,
+                              "files": lambda: store_features(studies, encoder, folder / str(next(number))),
+                              "loop": lambda: plain_loop(model, studies, folder / "features.npy")}, 5)
     finally: shutil.rmtree(folder)
     return [
-        row('network', 'GFLOP/s', rates(seconds['fused'], n * GFLOP), 'the same rounds\' product', rates(seconds['product'], 10 * gflop), .85),
-        row('network', 'images/s', rates(seconds['fused'], n), "torchxrayvision's network", rates(seconds['xrv'], n)),
-        row('PNG files to stored features', 'images/s', rates(seconds['files'], n), "torchxrayvision's plain loop", rates(seconds['loop'], n), 1.3),
-        row('difference of features', 'of largest', difference.item(), 'goal', 1e-3, 1),
+        row("network", "GFLOP/s", rates(seconds["fused"], n * GFLOP), "the same rounds' product", rates(seconds["product"], 10 * gflop), .85),
+        row("network", "images/s", rates(seconds["fused"], n), "torchxrayvision's network", rates(seconds["xrv"], n)),
+        row("PNG files to stored features", "images/s", rates(seconds["files"], n), "torchxrayvision's plain loop", rates(seconds["loop"], n), 1.3),
+        row("difference of features", "of largest", difference.item(), "goal", 1e-3, 1),
     ]

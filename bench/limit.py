@@ -15,5 +15,5 @@ def product():
 def measure(_):
     f, gflop = product()
     a, b = torch.randn(WORDS), torch.empty(WORDS)
-    seconds = rounds({'product': f, 'copy': lambda: b.copy_(a)}, 5)
-    return dict(gflops=max(rates(seconds['product'], gflop)), gbs=max(rates(seconds['copy'], 2 * 4 * WORDS / 1e9)))
+    seconds = rounds({"product": f, "copy": lambda: b.copy_(a)}, 5)
+    return dict(gflops=max(rates(seconds["product"], gflop)), gbs=max(rates(seconds["copy"], 2 * 4 * WORDS / 1e9)))

@@ -83,7 +83,7 @@ def plain_loss(
     total = 0.
     for tokens, words in zip(tokens_in.T, tokens_out.T):
         logits, state = model.step(tokens, state, annotations)
-        total = total + nn.functional.cross_entropy(logits, words, ignore_index=PAD, reduction='sum')
+        total = total + nn.functional.cross_entropy(logits, words, ignore_index=PAD, reduction="sum")
     return total / (tokens_out != PAD).sum()
 
 

@@ -36,28 +36,28 @@ def report_flop(d, k=K, length=LENGTH):
 
 
 def measure(limit):
-    decoder = random_decoder(len(Vocab.load(assets/'attention'/'vocab.json')))
+    decoder = random_decoder(len(Vocab.load(assets/"attention"/"vocab.json")))
     x, places = random_features(BATCH), torch.randn(16, 98, 768)  # GPT-2 gets no quicker with more
     multiply, gflop = product()
     plain, V = peers.Plain(decoder), decoder.output.out_features
     published, tell, other = peers.CaseStudy(V).eval(), peers.ShowAttendTell(V).eval(), peers.gpt2(V)
     for model in (published, tell): model.output.bias.data[EOS] = -1e4
     seconds = rounds({
-        'beam': lambda: beam_search(decoder, x), 'product': lambda: [multiply() for _ in range(4)], 'greedy': lambda: greedy_search(decoder, x),
-        'one': lambda: [beam_search(decoder, x[i:i + 1]) for i in range(4)],
-        'case study': lambda: [peers.case_study_search(plain, x[i]) for i in range(2)],
-        'case study published': lambda: [peers.case_study_search(published, x[i]) for i in range(2)],
-        'tell': lambda: [peers.show_attend_tell_search(plain, x[i]) for i in range(2)],
-        'tell published': lambda: [peers.show_attend_tell_search(tell, x[i]) for i in range(2)],
-        'gpt2': lambda: peers.gpt2_search(other, places)}, 3)
-    count = {'beam': BATCH, 'greedy': BATCH, 'one': 4, 'case study': 2, 'case study published': 2, 'tell': 2, 'tell published': 2, 'gpt2': len(places)}
+        "beam": lambda: beam_search(decoder, x), "product": lambda: [multiply() for _ in range(4)], "greedy": lambda: greedy_search(decoder, x),
+        "one": lambda: [beam_search(decoder, x[i:i + 1]) for i in range(4)],
+        "case study": lambda: [peers.case_study_search(plain, x[i]) for i in range(2)],
+        "case study published": lambda: [peers.case_study_search(published, x[i]) for i in range(2)],
+        "tell": lambda: [peers.show_attend_tell_search(plain, x[i]) for i in range(2)],
+        "tell published": lambda: [peers.show_attend_tell_search(tell, x[i]) for i in range(2)],
+        "gpt2": lambda: peers.gpt2_search(other, places)}, 3)
+    count = {"beam": BATCH, "greedy": BATCH, "one": 4, "case study": 2, "case study published": 2, "tell": 2, "tell published": 2, "gpt2": len(places)}
     rate = {name: rates(seconds[name], n) for name, n in count.items()}
-    allowed = rates(seconds['product'], 4 * gflop / (report_flop(decoder) / 1e9))
-    against = [('what its arithmetic allows', allowed, .55), ("the case study's loop", rate['case study'], 40),
-               ('Show-Attend-Tell loop', rate['tell'], 40),
-               ('the case study, its own sizes', rate['case study published'], 40),
-               ('Show-Attend-Tell, its own sizes', rate['tell published'], 40),
-               ('GPT-2, Hugging Face generate', rate['gpt2'], 60)]
-    return [row('beam search, k=3, batch 64', 'reports/s', rate['beam'], *rest) for rest in against] + [
-        row('beam search, k=3, batch 1', 'reports/s', rate['one'], 'batch 64', rate['beam'], .25),
-        row('greedy search, batch 64', 'reports/s', rate['greedy'], 'beam search', rate['beam'], 2)]
+    allowed = rates(seconds["product"], 4 * gflop / (report_flop(decoder) / 1e9))
+    against = [("what its arithmetic allows", allowed, .55), ("the case study's loop", rate["case study"], 40),
+               ("Show-Attend-Tell loop", rate["tell"], 40),
+               ("the case study, its own sizes", rate["case study published"], 40),
+               ("Show-Attend-Tell, its own sizes", rate["tell published"], 40),
+               ("GPT-2, Hugging Face generate", rate["gpt2"], 60)]
+    return [row("beam search, k=3, batch 64", "reports/s", rate["beam"], *rest) for rest in against] + [
+        row("beam search, k=3, batch 1", "reports/s", rate["one"], "batch 64", rate["beam"], .25),
+        row("greedy search, batch 64", "reports/s", rate["greedy"], "beam search", rate["beam"], 2)]

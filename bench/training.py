@@ -20,11 +20,11 @@ from xraycap.text import Vocab, clean_chen
 
 def random_store(folder, uids):
     "A feature store of random float16 numbers for these studies."
-    path, rng = Path(folder)/'random.f16', np.random.default_rng(0)
+    path, rng = Path(folder)/"random.f16", np.random.default_rng(0)
     block = np.maximum(rng.standard_normal((64, 98, 1024), dtype=np.float32), 0).astype(np.float16)
-    with open(path, 'wb') as f:
+    with open(path, "wb") as f:
         for i in range(0, len(uids), 64): f.write(block[:len(uids) - i].tobytes())
-    path.with_suffix('.json').write_text(json.dumps(dict(rows={str(u): i for i, u in enumerate(uids)})))
+    path.with_suffix(".json").write_text(json.dumps(dict(rows={str(u): i for i, u in enumerate(uids)})))
     return FeatureStore(path)
 
 
@@ -49,13 +49,13 @@ def train_on(batch, decoder, optimizer, loss):
 
 def measure(limit):
     studies = load_studies()
-    train = studies[studies.split == 'train']
+    train = studies[studies.split == "train"]
     vocab = Vocab.from_texts(train.findings.map(clean_chen))
     torch.manual_seed(0)
     ours, plain = (AttentionDecoder(len(vocab), dropout=0.) for _ in range(2))  # without dropout the losses are the same number
     optimizers = [torch.optim.AdamW([p for p in d.parameters() if p.requires_grad], 1e-3) for d in (ours, plain)]
     with tempfile.TemporaryDirectory() as folder:
-        loader = caption_dls(studies[studies.split != 'test'], random_store(folder, studies.uid), vocab, device='cpu').train
+        loader = caption_dls(studies[studies.split != "test"], random_store(folder, studies.uid), vocab, device="cpu").train
         for i, batch in enumerate(loader):  # all are read, some trained on, before anything else takes memory
             if i < 4: train_on(batch, ours, optimizers[0], our_loss)
         memory, epochs = resident(), []
@@ -70,6 +70,6 @@ def measure(limit):
                 start = process_time()
             epochs.append(rows)
     seconds, plain_seconds, apart = np.moveaxis(epochs, 2, 0)  # each (epochs, batches)
-    return [row(f'training, an epoch of {len(train):,} studies', 's', seconds.sum(1), 'step by step, same batches', plain_seconds.sum(1), 3),
-            row('training, largest difference of a loss', 'nats', apart.max().clip(1e-9), 'goal', 1e-4, 1),
-            row('training, resident memory', 'GiB', memory, 'goal', 2, 1)]
+    return [row(f"training, an epoch of {len(train):,} studies", "s", seconds.sum(1), "step by step, same batches", plain_seconds.sum(1), 3),
+            row("training, largest difference of a loss", "nats", apart.max().clip(1e-9), "goal", 1e-4, 1),
+            row("training, resident memory", "GiB", memory, "goal", 2, 1)]

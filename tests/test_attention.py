@@ -17,8 +17,8 @@ def decoder():
     return AttentionDecoder(V, torch.randn(V, 300), hidden=32, attention=16).eval()
 
 
-@pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('size', [1, 8])  # 8: many a tanh is 1 or -1
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [1, 8])  # 8: many a tanh is 1 or -1
 def test_attention_is_the_formula(training, size):
     torch.manual_seed(0)
     attention = BahdanauAttention(8, 5).train(training)
@@ -117,7 +117,7 @@ def test_gradient_reaches_everything_but_the_embedding(decoder):
     tokens = torch.randint(3, V, (2, 5))
     masked_loss(decoder(torch.rand(2, 98, 1024), tokens), tokens).backward()
     without = {name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.abs().sum()}
-    assert without == {'embedding.weight'}
+    assert without == {"embedding.weight"}
 
 
 def test_dropout_only_in_training(decoder):
@@ -175,7 +175,7 @@ def test_mask_places_pixel_by_pixel():
 def test_pointing_game_case_by_case():
     "Against a loop over all pairs of cases."
     rng = np.random.default_rng(1)
-    n, names = 30, rng.choice(['Nodule', 'Opacity', 'Edema'], 30)
+    n, names = 30, rng.choice(["Nodule", "Opacity", "Edema"], 30)
     looks, places = rng.random((n, 98)), rng.random((n, 98)) < .3
     game = pointing_game(looks, places, names)
     swapped = []
@@ -189,7 +189,7 @@ def test_pointing_game_case_by_case():
         p, m = np.mean(hits), len(cases)  # Wilson 1927
         middle, half = (p + 1.96**2 / (2 * m)) / (1 + 1.96**2 / m), 1.96 / (1 + 1.96**2 / m) * np.sqrt(p * (1 - p) / m + 1.96**2 / (4 * m**2))
         assert game.low[name] == pytest.approx(middle - half, abs=1e-4) and game.high[name] == pytest.approx(middle + half, abs=1e-4)
-    assert game.n['all'] == n and list(game.index)[-1] == 'all' and game.swapped['all'] == pytest.approx(np.mean(swapped))
+    assert game.n["all"] == n and list(game.index)[-1] == "all" and game.swapped["all"] == pytest.approx(np.mean(swapped))
 
 
 def test_pointing_at_habit_is_told_from_pointing_at_the_patient():
@@ -197,11 +197,11 @@ def test_pointing_at_habit_is_told_from_pointing_at_the_patient():
     places = np.zeros((6, 98), bool)
     places[range(6), [3, 3, 3, 8, 8, 8]] = True
     always = np.tile(np.eye(98)[3], (6, 1))
-    right, habit = (pointing_game(looks, places, ['Nodule'] * 6).loc['all'] for looks in (places.astype(float), always))
+    right, habit = (pointing_game(looks, places, ["Nodule"] * 6).loc["all"] for looks in (places.astype(float), always))
     assert right.hit == 1 and right.swapped == pytest.approx(.4)  # of the five others, two have it in the same place
     assert habit.hit == .5 and habit.swapped == pytest.approx(.5)
 
 
 def test_a_finding_that_occurs_once_has_no_others():
-    game = pointing_game(np.eye(98)[:3], np.eye(98)[:3] > 0, ['Nodule', 'Scar', 'Scar'])
-    assert np.isnan(game.swapped['Nodule']) and game.swapped['all'] == 0
+    game = pointing_game(np.eye(98)[:3], np.eye(98)[:3] > 0, ["Nodule", "Scar", "Scar"])
+    assert np.isnan(game.swapped["Nodule"]) and game.swapped["all"] == 0

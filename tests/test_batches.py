@@ -1,6 +1,6 @@
 "Batches: every study once, features beside their own words, padding only at the end."
 import matplotlib
-matplotlib.use('Agg')
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,23 +15,23 @@ from xraycap.text import EOS, PAD, SOS, Vocab, clean_chen
 N = 50
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def data():
     "Study i says its own name, then i % 17 times 'clear'; its features are all i, the lateral half -i."
-    studies = pd.DataFrame(dict(uid=range(N), findings=[f'study{i}' + ' clear' * (i % 17) for i in range(N)],
-                                split=['train'] * (N - 10) + ['val'] * 9 + ['test']))
+    studies = pd.DataFrame(dict(uid=range(N), findings=[f"study{i}" + " clear" * (i % 17) for i in range(N)],
+                                split=["train"] * (N - 10) + ["val"] * 9 + ["test"]))
     store = {i: np.repeat([i, -i], 49)[:, None] * np.ones((1, 1024), np.float16) for i in range(N)}
     return studies, store, Vocab.from_texts(studies.findings)
 
 
 def loaders(data, **kwargs):
-    return caption_dls(*data, clean=str, bs=8, device='cpu', **kwargs)
+    return caption_dls(*data, clean=str, bs=8, device="cpu", **kwargs)
 
 
 def test_every_study_once_with_its_own_words(data):
     studies, _, vocab = data
     dls = loaders(data)
-    for dl, part in ((dls.train, 'train'), (dls.valid, 'val')):
+    for dl, part in ((dls.train, "train"), (dls.valid, "val")):
         seen = []
         for features, tokens_in, tokens_out in dl:
             assert features.dtype == torch.float32 and features.shape[1:] == (98, 1024)
@@ -40,7 +40,7 @@ def test_every_study_once_with_its_own_words(data):
                 seen.append(i)
             assert (features[:, 49:] == -features[:, :49]).all()
         assert sorted(seen) == studies.uid[studies.split == part].tolist()
-    assert seen == studies.uid[studies.split == 'val'].tolist()  # validation keeps its order
+    assert seen == studies.uid[studies.split == "val"].tolist()  # validation keeps its order
 
 
 def test_inputs_are_outputs_one_word_later(data):
@@ -91,15 +91,15 @@ def test_learner_gives_two_parts_to_the_model(data):
 
 def test_a_missing_part_is_named(data):
     studies, store, vocab = data
-    with pytest.raises(ValueError, match="'val'"): caption_dls(studies[studies.split == 'train'], store, vocab)
+    with pytest.raises(ValueError, match="'val'"): caption_dls(studies[studies.split == "train"], store, vocab)
 
 
 def test_block_of_two_images_and_a_report():
     studies = load_studies()
-    studies = studies[studies.split.isin(['train', 'val'])].iloc[:6].reset_index(drop=True)
-    studies['split'] = ['train', 'val', 'train', 'train', 'val', 'train']
+    studies = studies[studies.split.isin(["train", "val"])].iloc[:6].reset_index(drop=True)
+    studies["split"] = ["train", "val", "train", "train", "val", "train"]
     vocab = Vocab.from_texts(studies.findings.map(clean_chen))
-    dls = study_block(studies, vocab).dataloaders(studies, bs=2, num_workers=0, device='cpu')
+    dls = study_block(studies, vocab).dataloaders(studies, bs=2, num_workers=0, device="cpu")
     frontal, lateral, tokens = dls.valid.one_batch()
     assert dls.n_inp == 2 and frontal.shape == lateral.shape == (2, 1, 224, 224)
     for i, row in enumerate((1, 4)):
@@ -109,14 +109,14 @@ def test_block_of_two_images_and_a_report():
         assert vocab.decode(tokens[i]).split() == clean_chen(studies.findings[row]).split()[:60] and tokens[i, 0] == SOS
     show_studies((frontal, lateral, tokens), vocab)
     assert len(plt.gcf().axes) == 6
-    plt.close('all')
+    plt.close("all")
 
 
-@pytest.mark.parametrize('pooled', [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
 def test_show_batch_writes_the_words(data, pooled):
     dls = loaders(data, pooled=pooled)
     batch = dls.valid.one_batch()
     dls.show_batch(batch, max_n=2)
-    shown = [t.get_text().replace('\n', ' ') for ax in plt.gcf().axes for t in ax.texts]
+    shown = [t.get_text().replace("\n", " ") for ax in plt.gcf().axes for t in ax.texts]
     assert shown == [data[2].decode(words) for words in batch[2][:2]]
-    plt.close('all')
+    plt.close("all")

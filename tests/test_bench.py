@@ -30,7 +30,7 @@ def decoder(request):
     return model
 
 
-@pytest.mark.parametrize('search', [case_study_search, show_attend_tell_search])
+@pytest.mark.parametrize("search", [case_study_search, show_attend_tell_search])
 def test_the_loops_find_the_same_reports(decoder, search):
     features = torch.randn(4, 98, 1024)
     for x, ours in zip(features, beam_search(decoder, features, max_len=12)): assert search(Plain(decoder), x, max_len=12) == ours.tokens
@@ -52,7 +52,7 @@ def test_the_same_loss_and_gradients_step_by_step(decoder):
     for ours, plain in zip(*gradients): torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize('published', [CaseStudy, ShowAttendTell])
+@pytest.mark.parametrize("published", [CaseStudy, ShowAttendTell])
 def test_both_loops_search_the_published_decoders_alike(published):
     torch.manual_seed(0)
     model, features = published(30, size=16).eval(), torch.randn(98, 1024)
@@ -73,7 +73,7 @@ def test_arithmetic_is_counted():
 
 def test_arithmetic_of_the_network(monkeypatch):
     "PyTorch's own count of one image, where it does the convolutions itself."
-    monkeypatch.setattr(_Conv, 'packed', property(lambda conv: None, lambda conv, weight: None), raising=False)  # never oneDNN's own
+    monkeypatch.setattr(_Conv, "packed", property(lambda conv: None, lambda conv, weight: None), raising=False)  # never oneDNN's own
     net = fused(CheXNet(None).eval())
     image = torch.zeros(1, 224, 224, dtype=torch.uint8)
     with torch.inference_mode():
@@ -84,13 +84,13 @@ def test_arithmetic_of_the_network(monkeypatch):
 
 def test_rows():
     "More is better of a rate, less of a time."
-    assert row('', 'reports/s', [8., 10., 9.], '', [2., 1.], 4)['ratio'] == 5
-    times = row('', 's', [3., 1., 2.], '', 4., 4)
-    assert (times['ratio'], times['ours'], times['ours_median']) == (4, 1, 2)
-    assert growth('', 's', '', {n: [n**2, 2 * n**2] for n in (1, 2, 4)})['order'] == pytest.approx(2)
+    assert row("", "reports/s", [8., 10., 9.], "", [2., 1.], 4)["ratio"] == 5
+    times = row("", "s", [3., 1., 2.], "", 4., 4)
+    assert (times["ratio"], times["ours"], times["ours_median"]) == (4, 1, 2)
+    assert growth("", "s", "", {n: [n**2, 2 * n**2] for n in (1, 2, 4)})["order"] == pytest.approx(2)
     turns = []
-    seconds = rounds({name: lambda name=name: turns.append(name) for name in 'ab'}, 2)
-    assert ''.join(turns) == 'ababab' and all(len(s) == 2 for s in seconds.values())
+    seconds = rounds({name: lambda name=name: turns.append(name) for name in "ab"}, 2)
+    assert "".join(turns) == "ababab" and all(len(s) == 2 for s in seconds.values())
 
 
 def test_random_store(tmp_path):

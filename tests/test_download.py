@@ -21,12 +21,12 @@ class Server:
 
     def __init__(self):
         self.data, self.asked = DATA, []
-        self.cut = None # bytes after which it hangs up
+        self.cut = None  # bytes after which it hangs up
         self.ranges = True
-        self.announce = 0 # bytes added to the Content-Length
-        self.length = True # whether to say the length at all
-        self.chunked = False # to send in chunks instead
-        self.status = [] # answers to give first
+        self.announce = 0  # bytes added to the Content-Length
+        self.length = True  # whether to say the length at all
+        self.chunked = False  # to send in chunks instead
+        self.status = []  # answers to give first
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -254,7 +254,7 @@ def test_images_end_to_end(server, tmp_path, monkeypatch, capsys):
     assert np.asarray(Image.open(folder / "CXR1_1_IM-0001-3001.png")).mean() == 100
     assert studies.load_studies("openi").uid.tolist() == [1]
     n = len(server.asked)
-    assert downloads.download("images") == folder and len(server.asked) == n # a second time there is nothing to do
+    assert downloads.download("images") == folder and len(server.asked) == n  # a second time there is nothing to do
     assert "Already there" in capsys.readouterr().out
 
 

@@ -19,13 +19,13 @@ def decoder():
 
 def toy_dls(bs=8, n=40):
     "The image's first numbers say which of four reports belongs to it."
-    texts = ['heart normal .', 'heart large . effusion .', 'clear', 'nodule right upper lobe .']
+    texts = ["heart normal .", "heart large . effusion .", "clear", "nodule right upper lobe ."]
     rng = np.random.default_rng(0)
-    parts = ['train', 'train', 'val', 'train', 'val']
+    parts = ["train", "train", "val", "train", "val"]
     studies = pd.DataFrame(dict(uid=range(n), findings=[texts[i % 4] for i in range(n)], split=parts * (n // 5)))
     store = {i: (rng.random((98, 1024)) * .1 + 3 * (np.arange(1024) % 4 == i % 4)).astype(np.float16) for i in range(n)}
     vocab = Vocab.from_texts(texts)
-    return caption_dls(studies, store, vocab, clean=str, bs=bs, pooled=True, device='cpu'), vocab
+    return caption_dls(studies, store, vocab, clean=str, bs=bs, pooled=True, device="cpu"), vocab
 
 
 def test_masked_loss_by_hand():
@@ -96,7 +96,7 @@ def test_config_rebuilds(decoder):
 
 
 def test_wrong_embedding_is_refused():
-    with pytest.raises(ValueError, match='embedding'): LSTMDecoder(V, torch.zeros(V + 1, 300))
+    with pytest.raises(ValueError, match="embedding"): LSTMDecoder(V, torch.zeros(V + 1, 300))
 
 
 def test_training_learns_and_leaves_the_embedding_alone(tmp_path):
@@ -109,8 +109,8 @@ def test_training_learns_and_leaves_the_embedding_alone(tmp_path):
     with learn.no_bar(), learn.no_logging(): _, accuracy, perplexity = learn.validate()
     assert accuracy > .95 and perplexity < 1.3  # a decoder that ignores the image gets about .6
     changed = {name for name, p in decoder.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == set(before) - {'embedding.weight'}
-    assert (tmp_path / 'best.pth').exists()
+    assert changed == set(before) - {"embedding.weight"}
+    assert (tmp_path / "best.pth").exists()
     best = min(row[-1] for row in learn.recorder.values)
     assert perplexity == pytest.approx(best, rel=1e-5)
 
@@ -123,7 +123,7 @@ def test_early_stopping_on_validation_perplexity():
     assert len(learn.recorder.values) == 3  # the first epoch is the best, and two more do not improve on it
 
 
-@pytest.mark.parametrize('bs', [1, 3, 16])
+@pytest.mark.parametrize("bs", [1, 3, 16])
 def test_metrics_do_not_depend_on_the_batch_size(bs):
     torch.manual_seed(0)
     dls, vocab = toy_dls(bs)

@@ -41,7 +41,7 @@ def grey(study): return [int(view.mean()) for view in study_views(study)]
 # --- CSV
 
 def test_csv(tmp_path):
-    studies = studies.load_studies(clinic(tmp_path, "frontal,lateral,findings\na.png,b.png,Clear.\ndeep/c.jpg,,\"Large heart, no effusion.\"\n"))
+    studies = studies.load_studies(clinic(tmp_path, 'frontal,lateral,findings\na.png,b.png,Clear.\ndeep/c.jpg,,"Large heart, no effusion."\n'))
     assert studies.findings.tolist() == ["Clear.", "Large heart, no effusion."]
     assert [grey(o) for _, o in studies.iterrows()] == [[10, 20], [30, 30]]
     assert studies.views.tolist() == [["frontal", "lateral"], ["frontal"]]
@@ -57,7 +57,7 @@ def test_the_table_is_that_of_the_collection(tmp_path):
 
 @pytest.mark.parametrize("text", [
     "\ufefffrontal,lateral,findings\na.png,b.png,Clear.\n", "frontal,lateral,findings\r\na.png,b.png,Clear.\r\n",
-    "findings, frontal, lateral, room\nClear., a.png, b.png, 7\n", "frontal,lateral,findings\n\na.png,b.png,\"Clear.\"",
+    "findings, frontal, lateral, room\nClear., a.png, b.png, 7\n", 'frontal,lateral,findings\n\na.png,b.png,"Clear."',
     "frontal,lateral,findings,split,uid,patient\na.png,b.png,Clear.,,,\n"])
 def test_csv_as_different_programs_write_it(tmp_path, text):
     studies = studies.load_studies(clinic(tmp_path, text))
@@ -110,8 +110,8 @@ def test_patients_stay_together():
     parts = pd.Series(deal(300, patients))
     assert (parts.groupby(patients).nunique() == 1).all() and set(parts) == {"train", "val", "test"}
     order = np.random.default_rng(1).permutation(300)
-    assert deal(300, [patients[i] for i in order]) == parts[order].tolist() # the order of the rows does not matter
-    assert "".join(parts) != "".join(sorted(parts)) # nor is it the split
+    assert deal(300, [patients[i] for i in order]) == parts[order].tolist()  # the order of the rows does not matter
+    assert "".join(parts) != "".join(sorted(parts))  # nor is it the split
 
 
 # --- annotation.json
@@ -222,7 +222,7 @@ def test_no_such_table(tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_the_command_says_it_in_one_line(tmp_path, command):
-    table = clinic(tmp_path, HEAD + "a.png,,\"one\ntwo\"\nb.png\n")
+    table = clinic(tmp_path, HEAD + 'a.png,,"one\ntwo"\nb.png\n')
     result = CliRunner().invoke(app, [command, "--images", str(table)] + (["--out", str(tmp_path / "model")] if command == "train" else []))
     assert result.exit_code == 2 and result.stdout == "" and not (tmp_path / "model").exists()
     assert len(result.stderr.strip().splitlines()) == 1 and "data.csv, line 4" in result.stderr

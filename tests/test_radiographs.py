@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from xraycap.radiographs import open_radiograph, square
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "openi"
-RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1)) # (64,256), every level of grey once a row
+RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))  # (64,256), every level of grey once a row
 
 
 def opened(path): return np.asarray(open_radiograph(path))
@@ -70,7 +70,7 @@ def test_jpeg_grey_and_colour_and_turned(tmp_path):
     assert np.abs(opened(grey).astype(int) - RAMP).mean() < 2
     assert np.abs(opened(colour).astype(int) - RAMP).mean() < 2
     exif = Image.Exif()
-    exif[0x0112] = 6 # lies on its side
+    exif[0x0112] = 6  # lies on its side
     assert opened(save(tmp_path / "turned.jpg", Image.fromarray(RAMP), exif=exif)).shape == (256, 64)
 
 
@@ -106,7 +106,7 @@ def test_content_decides_not_the_name(tmp_path):
     assert opened(jpeg).shape == RAMP.shape
     dicom = write_dicom(tmp_path / "really_dicom.jpg", RAMP.astype(np.uint16))
     assert opened(dicom).shape == RAMP.shape
-    assert opened(str(jpeg)).shape == RAMP.shape # a str does as well as a Path
+    assert opened(str(jpeg)).shape == RAMP.shape  # a str does as well as a Path
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (33, 500), (2500, 2048)])
@@ -119,7 +119,7 @@ def test_any_size_becomes_a_square(tmp_path, shape):
 
 
 def test_square_averages_and_crops_nothing():
-    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (896, 448))) # (896,896), one pixel each
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (896, 448)))  # (896,896), one pixel each
     inner = square(stripes)[:, 4:-4]
     assert np.abs(inner.astype(int) - 127).max() <= 2
     framed = np.zeros((400, 800), np.uint8)
@@ -294,7 +294,7 @@ def test_truncated(tmp_path, kind, share):
 def test_too_small(tmp_path, size): turned_away(save(tmp_path / "x.png", Image.new("L", size)), f"{size[0]} x {size[1]} pixels")
 
 
-@pytest.mark.parametrize("side", [9_000, 11_000, 80_000]) # below, within and above Pillow's own limits
+@pytest.mark.parametrize("side", [9_000, 11_000, 80_000])  # below, within and above Pillow's own limits
 def test_huge_header_is_refused_before_decoding(tmp_path, side, recwarn):
     path = tmp_path / "x.png"
     path.write_bytes(png_header(side, side))
@@ -306,7 +306,7 @@ def test_huge_jpeg_header(tmp_path):
     data = io.BytesIO()
     Image.fromarray(RAMP).save(data, "JPEG")
     data = bytearray(data.getvalue())
-    at = data.index(b"\xff\xc0") + 5 # start of frame: length, precision, then height and width
+    at = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, then height and width
     data[at:at + 4] = struct.pack(">HH", 65_000, 65_000)
     (tmp_path / "x.jpg").write_bytes(data)
     turned_away(tmp_path / "x.jpg", "80 million")
@@ -324,7 +324,7 @@ def test_dicom_turned_away(tmp_path):
 
 
 @pytest.mark.parametrize("good,bad", [(b"\x28\0\x10\0US", b"\x28\0\x10\0U!"), (b"\x28\0\x08\0IS\x02\0002", b"\x28\0\x08\0IS\x02\0x"),
-                                      (b"\x28\0\x11\0US\x02\0", b"\x28\0\x11\0US\x03\0")]) # a kind, a number, a length
+                                      (b"\x28\0\x11\0US\x02\0", b"\x28\0\x11\0US\x03\0")])  # a kind, a number, a length
 def test_dicom_with_a_damaged_field(tmp_path, good, bad):
     whole = write_dicom(tmp_path / "x.dcm", RAMP, NumberOfFrames=2).read_bytes()
     assert whole.count(good) == 1

@@ -78,7 +78,7 @@ def test_own_archive_and_own_folder(tmp_path, raw):
     pd.testing.assert_frame_equal(reports.load_reports(str(tmp_path / "own.tgz")), folder)
 
 
-NESTED = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 9)) # 10**8 letters in the end
+NESTED = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 9))  # 10**8 letters in the end
 BOMB = f'<!DOCTYPE a [<!ENTITY a0 "a">{NESTED}]><a>&a8;</a>'
 OUTSIDE = ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
            '<eCitation><uId id="CXR1"/><AbstractText Label="FINDINGS">&x;</AbstractText></eCitation>')

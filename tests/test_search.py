@@ -23,14 +23,14 @@ def make(cls, seed, vocab_size=V, eos=0.):
     return model.eval(), images[:, 0] if cls.pooled else images
 
 
-both = pytest.mark.parametrize('cls', [LSTMDecoder, AttentionDecoder])
-seeds = pytest.mark.parametrize('seed', range(4))
+both = pytest.mark.parametrize("cls", [LSTMDecoder, AttentionDecoder])
+seeds = pytest.mark.parametrize("seed", range(4))
 
 
 def log_probability(model, features, words):
     "Sum of the words' log-probabilities, one step at a time for one study, over the words that may be said."
     memory, state = model.start(features[None])
-    total, previous, allowed = 0., SOS, [EOS] + [w for w in range(model.config['vocab_size']) if w not in (PAD, SOS, EOS, UNK)]
+    total, previous, allowed = 0., SOS, [EOS] + [w for w in range(model.config["vocab_size"]) if w not in (PAD, SOS, EOS, UNK)]
     with torch.no_grad():
         for word in words:
             logits, state, _ = model.step(torch.tensor([previous]), state, memory)
@@ -82,13 +82,13 @@ def test_log_probability_and_greedy_choice_step_by_step(cls, seed):
 
 
 @both
-@pytest.mark.parametrize('k', [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 3, 8])
 def test_a_study_alone_or_in_a_batch(cls, k):
     for seed in range(20):  # until reports end at different steps
         model, features = make(cls, seed, vocab_size=40, eos=2.)
         together = beam_search(model, features, k=k, max_len=20)
         if len({len(h.tokens) for h in together}) > 1: break
-    else: pytest.fail('no model whose reports differ in length')
+    else: pytest.fail("no model whose reports differ in length")
     for x, h in zip(features, together):
         alone, = beam_search(model, x[None], k=k, max_len=20)
         assert alone.tokens == h.tokens and alone.logp == pytest.approx(h.logp, abs=1e-4)
@@ -175,6 +175,6 @@ def test_mode_is_put_back_and_nothing_needs_gradients(cls):
 
 def test_impossible_widths_and_lengths_are_named():
     model, features = make(LSTMDecoder, 0)
-    with pytest.raises(ValueError, match='k is 0'): beam_search(model, features, k=0)
+    with pytest.raises(ValueError, match="k is 0"): beam_search(model, features, k=0)
     for search in (greedy_search, beam_search):
-        with pytest.raises(ValueError, match='max_len is 0'): search(model, features, max_len=0)
+        with pytest.raises(ValueError, match="max_len is 0"): search(model, features, max_len=0)

@@ -138,8 +138,8 @@ def test_amounts_and_sides_matter_where_they_can_be_chosen_and_only_there(name):
         shown, hidden = phantom(7, [f"{codes[name]}/{side}"]), phantom(7)
         change = abs(shown.frontal.astype(float) - hidden.frontal)
         centre[side] = (change.sum(0) * np.arange(224)).sum() / change.sum()
-    if name == "Scoliosis": assert differ("/right", "/left") # the spine bends both ways, only one more than the other
-    else: assert centre["right"] + 10 < centre["left"] # the patient's right is on the picture's left
+    if name == "Scoliosis": assert differ("/right", "/left")  # the spine bends both ways, only one more than the other
+    else: assert centre["right"] + 10 < centre["left"]  # the patient's right is on the picture's left
     assert (name in _one_side) or differ("/right", "/bilateral") and differ("/left", "/bilateral")
 
 
@@ -216,7 +216,7 @@ class Small:
         self.vocab = Vocab([f"word{chr(97 + i)}" for i in range(26)])
         self.decoder = AttentionDecoder(len(self.vocab), hidden=16, attention=8).eval()
         for p in self.decoder.parameters(): p.data.mul_(1.7)
-        self.decoder.output.bias.data[EOS] += 3 # reports of several lengths
+        self.decoder.output.bias.data[EOS] += 3  # reports of several lengths
         self.features = np.random.default_rng(0).normal(size=(98, 1024)).astype("float32")
 
     def encode(self, frontal, lateral=None): return None, self.features
@@ -286,7 +286,7 @@ def test_where_no_widget_lives_there_is_a_still_picture(studies):
     data, _ = DisplayFormatter().format(browser)
     assert "application/vnd.jupyter.widget-view+json" in data
     still, live = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), Image.open(io.BytesIO(browser.picture.value))
-    assert still.width == live.width and still.height > live.height # the words are in it, too
+    assert still.width == live.width and still.height > live.height  # the words are in it, too
     still, live = np.asarray(still.convert("L")), np.asarray(live.convert("L"))
     assert (still[24:len(live)] == live[24:]).all() and (still[len(live):] < 100).any()
     browser.controls["find"].value = "unicorn"

@@ -31,7 +31,7 @@ from .studies import load_studies
 from .files import assets
 
 # %% ../nbs/22_app.ipynb #ad26f7a3
-FILE_LIMIT, PIXEL_LIMIT = 20 * 2**20, 25_000_000 # bytes of a file, pixels of a picture
+FILE_LIMIT, PIXEL_LIMIT = 20 * 2**20, 25_000_000  # bytes of a file, pixels of a picture
 
 class Upload(BytesIO):
     "A file in memory; in a message it goes by the name that it had."
@@ -43,9 +43,9 @@ class UploadRequest(Request):
     def _get_file_stream(self, *args, **kwargs): return Upload()
 
 # %% ../nbs/22_app.ipynb #a13a2860
-PACKED = {b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.5"} # DICOM PS3.5, A.5 and A.4.2: deflated as a whole; RLE
-SCANS = 64 # the most scans of a JPEG file
-_syntax, _item = re.compile(rb"\x02\x00\x10\x00.{4}([0-9.]+)", re.S), re.compile(rb"\xfe\xff\x00\xe0.{4}", re.S) # of DICOM: the transfer syntax; the head of a fragment
+PACKED = {b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.5"}  # DICOM PS3.5, A.5 and A.4.2: deflated as a whole; RLE
+SCANS = 64  # the most scans of a JPEG file
+_syntax, _item = re.compile(rb"\x02\x00\x10\x00.{4}([0-9.]+)", re.S), re.compile(rb"\xfe\xff\x00\xe0.{4}", re.S)  # of DICOM: the transfer syntax; the head of a fragment
 
 def _scans(jpeg):
     "How many scans a JPEG file has, up to its end; what stands behind that does not count."
@@ -59,8 +59,8 @@ def _scans(jpeg):
     return n
 
 def open_upload(
-    file:Upload, # what came
-) -> Image.Image: # mode 'L', bone white
+    file: Upload,  # what came
+) -> Image.Image:  # mode 'L', bone white
     "What `open_radiograph` makes of an upload. Raises `ValueError`, in one sentence, for everything but a radiograph."
     data, scans = file.getvalue(), 0
     if len(data) > FILE_LIMIT:
@@ -69,7 +69,7 @@ def open_upload(
         syntaxes = set(_syntax.findall(data))
         if syntaxes & PACKED:
             raise ValueError(f"{file} is a DICOM file that is compressed in a way that hides its size: export it uncompressed, or as PNG.")
-        if any(syntax.startswith(b"1.2.840.10008.1.2.4.") for syntax in syntaxes): scans = _item.sub(b"", data).count(b"\xff\xda") # the JPEG family
+        if any(syntax.startswith(b"1.2.840.10008.1.2.4.") for syntax in syntaxes): scans = _item.sub(b"", data).count(b"\xff\xda")  # the JPEG family
     elif data.startswith(b"\xff\xd8"): scans = _scans(data)
     if scans > SCANS: raise ValueError(f"{file} has more than {SCANS} scans, far more than any JPEG of a radiograph: save it as PNG.")
     return open_radiograph(file, max_pixels=PIXEL_LIMIT)
@@ -78,14 +78,14 @@ def open_upload(
 class Desk:
     "Describes one study at a time, in the order of arrival, for as many as find a seat."
     def __init__(self,
-        captioner:Captioner, # the model
-        k:int=3, # beam width
-        seats:int=16, # studies that may wait or be worked on
-        patience:float=60, # seconds after which a study is given up
+        captioner: Captioner,  # the model
+        k: int = 3,  # beam width
+        seats: int = 16,  # studies that may wait or be worked on
+        patience: float = 60,  # seconds after which a study is given up
     ):
         self.captioner, self.k, self.seats, self.patience = captioner, k, seats, patience
         self.free, self.opener, self.reporter = BoundedSemaphore(seats), ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.last = 1. # seconds that the latest report took
+        self.last = 1.  # seconds that the latest report took
 
     def _turn(self, thread, until, work, *args, **kwargs):
         job = thread.submit(work, *args, **kwargs)
@@ -97,8 +97,8 @@ class Desk:
     def _busy(self, sentence): return ServiceUnavailable(sentence, retry_after=max(1, ceil(self.seats * self.last)))
 
     def describe(self,
-        files:list, # of `Upload`: frontal, and lateral where there is one
-    ) -> tuple: # (`Report`; list of PIL images, as they were opened)
+        files: list,  # of `Upload`: frontal, and lateral where there is one
+    ) -> tuple:  # (`Report`; list of PIL images, as they were opened)
         "Wait for one's turn. Raises `ServiceUnavailable` when there is no seat or no time left, and what `open_upload` raises."
         if not self.free.acquire(blocking=False): raise self._busy("Too many studies are waiting: try again in a moment.")
         try:
@@ -110,12 +110,12 @@ class Desk:
         finally: self.free.release()
 
 # %% ../nbs/22_app.ipynb #7f749844
-def uploaded() -> list: # of `Upload`: frontal, and lateral where there is one
+def uploaded() -> list:  # of `Upload`: frontal, and lateral where there is one
     "The files of the request. Raises `BadRequest` or `UnsupportedMediaType`, in one sentence, for every other form."
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType("Send the radiographs as multipart/form-data, in the file fields 'frontal' and 'lateral'.")
     files = {field: [f for f in request.files.getlist(field) if f.filename] for field in request.files}
-    files = {field: found for field, found in files.items() if found} # a browser sends an empty field without a name
+    files = {field: found for field, found in files.items() if found}  # a browser sends an empty field without a name
     if request.form: raise BadRequest("Only the file fields 'frontal' and 'lateral' are understood, and both must be files with a name.")
     if files.keys() - {"frontal", "lateral"}: raise BadRequest("Only the file fields 'frontal' and 'lateral' are understood.")
     if any(len(found) > 1 for found in files.values()): raise BadRequest("Two files are the most: one frontal and one lateral view.")
@@ -127,9 +127,9 @@ def uploaded() -> list: # of `Upload`: frontal, and lateral where there is one
 
 # %% ../nbs/22_app.ipynb #9fe2ee2a
 def as_jpeg(
-    image:Image.Image, # mode 'L'
-    side:int=640, # of the larger side, in pixels
-) -> str: # 'data:image/jpeg;base64,...'
+    image: Image.Image,  # mode 'L'
+    side: int = 640,  # of the larger side, in pixels
+) -> str:  # 'data:image/jpeg;base64,...'
     "A small copy for a page."
     small, data = image.copy(), BytesIO()
     small.thumbnail((side, side))
@@ -137,9 +137,9 @@ def as_jpeg(
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 def answer(
-    report:Report, # what the model said
-    pictures:list, # of PIL images, one or two
-) -> dict: # for JSON
+    report: Report,  # what the model said
+    pictures: list,  # of PIL images, one or two
+) -> dict:  # for JSON
     "A report as the API sends it."
     maps = None
     if report.attention is not None:
@@ -149,19 +149,19 @@ def answer(
 
 # %% ../nbs/22_app.ipynb #bb5a75bf
 EXAMPLES = {379: "Catheter, large heart", 2327: "Pleural effusion", 64: "Pneumothorax", 1543: "Hiatal hernia",
-            1765: "Granuloma", 23: "Normal"} # studies of the Chen test part: uid, and what to call it
-_drawing = Lock() # so that a study that is asked for six times at once is drawn once
+            1765: "Granuloma", 23: "Normal"}  # studies of the Chen test part: uid, and what to call it
+_drawing = Lock()  # so that a study that is asked for six times at once is drawn once
 
 @cache
-def example_studies() -> dict: # uid: row of `load_studies`
+def example_studies() -> dict:  # uid: row of `load_studies`
     "The radiologists' reports of the examples."
     studies = load_studies("phantom", "chen").query("split == 'test'").set_index("uid", drop=False)
     return {uid: studies.loc[uid] for uid in EXAMPLES}
 
 @cache
 def example_png(
-    uid:int, # of `EXAMPLES`
-) -> dict: # 'frontal' and 'lateral': bytes of a PNG file, 448 x 448
+    uid: int,  # of `EXAMPLES`
+) -> dict:  # 'frontal' and 'lateral': bytes of a PNG file, 448 x 448
     "The simulated views of an example."
     files = {}
     for view, x in zip(("frontal", "lateral"), study_views(example_studies()[uid], size=448)):
@@ -173,13 +173,13 @@ def example_png(
 # %% ../nbs/22_app.ipynb #c3e84216
 routes = Blueprint("xraycap", __name__)
 
-def desk() -> Desk: # of the running app
+def desk() -> Desk:  # of the running app
     "Where the studies are described."
     return current_app.extensions["xraycap"]
 
 def trained_on(
-    captioner:Captioner, # its `about` is what `config.json` says
-) -> str: # two sentences
+    captioner: Captioner,  # its `about` is what `config.json` says
+) -> str:  # two sentences
     "What must be known about a model, for the page."
     about, of = captioner.about, {"phantom": "simulated images of chests, not on patients' radiographs", "openi": "the real radiographs of Open-i"}
     images = of.get(about["images"], f"the images of {about['images']}")
@@ -273,11 +273,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
 
 def create_app(
-    captioner:Captioner, # the model, loaded
-    k:int=3, # beam width
-    seats:int=16, # studies that may wait or be worked on
-    patience:float=60, # seconds after which a study is given up
-) -> Flask: # a WSGI application
+    captioner: Captioner,  # the model, loaded
+    k: int = 3,  # beam width
+    seats: int = 16,  # studies that may wait or be worked on
+    patience: float = 60,  # seconds after which a study is given up
+) -> Flask:  # a WSGI application
     "The page and the API of a model."
     app = Flask(__name__, root_path=str(assets/"app"))
     app.request_class = UploadRequest
@@ -305,11 +305,11 @@ def create_app(
 
 # %% ../nbs/22_app.ipynb #9c902a45
 def make_server(
-    app:Flask, # of `create_app`
-    host:str="127.0.0.1", # address to listen on; '0.0.0.0' is all of this machine's
-    port:int=8000, # 0: one that is free
-): # waitress's server; `.run()` serves, `.effective_port` is the port
+    app: Flask,  # of `create_app`
+    host: str = "127.0.0.1",  # address to listen on; '0.0.0.0' is all of this machine's
+    port: int = 8000,  # 0: one that is free
+):  # waitress's server; `.run()` serves, `.effective_port` is the port
     "A server that is ready to run. Raises `OSError` when it cannot listen there."
-    most = 3 * FILE_LIMIT # above the app's own limit, whose answer is a better sentence
+    most = 3 * FILE_LIMIT  # above the app's own limit, whose answer is a better sentence
     return create_server(app, host=host, port=port, threads=app.extensions["xraycap"].seats + 4, connection_limit=48, channel_timeout=30,
                          max_request_body_size=most, inbuf_overflow=most, ident=None)

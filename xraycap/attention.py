@@ -53,7 +53,7 @@ class BahdanauAttention(nn.Module):
         k: int = 1,  # hypotheses a study
     ):  # tuple of tensors
         "The keys of as many studies at a time as a CPU core's cache holds the sums of: about 1 MiB."
-        return keys.chunk(max(1, round(k * keys.numel() / 2**18))) if keys.device.type == 'cpu' else (keys,)
+        return keys.chunk(max(1, round(k * keys.numel() / 2**18))) if keys.device.type == "cpu" else (keys,)
 
     def weights(
         self,
@@ -205,7 +205,7 @@ class AttentionDecoder(nn.Module):
         (annotations, keys), (h,) = self.start(features)
         gates, said = self._said(tokens)  # b t 3h, b t h
         parts, W = self.attention.parts(keys), self.attention.W
-        weight, bias = (torch.cat([getattr(self.state_gates, name), getattr(W, name)]) for name in ('weight', 'bias'))
+        weight, bias = (torch.cat([getattr(self.state_gates, name), getattr(W, name)]) for name in ("weight", "bias"))
         from_state = _Layer(bias.expand(*tokens.shape, -1), weight.T)  # the state's part of the gates, and the query
         from_context = _Layer(gates, self.context_gates.weight.T)
         look = _Layer(annotations.new_zeros(()).expand(*tokens.shape, annotations.shape[-1]), annotations)
@@ -235,11 +235,11 @@ def pointing_game(
     "How often attention peaks inside the finding, against a random place and against other patients with the finding (Zhang et al. 2016)."
     places, peak = np.asarray(places, bool), np.argmax(looks, 1)
     cases = pd.DataFrame(dict(finding=list(findings), hit=places[np.arange(len(peak)), peak], chance=places.mean(1), swapped=np.nan))
-    for i in cases.groupby('finding').indices.values():
+    for i in cases.groupby("finding").indices.values():
         theirs = places[i][:, peak[i]]  # mask of one case, peak of another
-        if len(i) > 1: cases.loc[i, 'swapped'] = (theirs.sum(0) - theirs.diagonal()) / (len(i) - 1)
+        if len(i) > 1: cases.loc[i, "swapped"] = (theirs.sum(0) - theirs.diagonal()) / (len(i) - 1)
     rows = {}
-    for name, part in [*cases.groupby('finding'), ('all', cases)]:
-        interval = binomtest(int(part.hit.sum()), len(part)).proportion_ci(method='wilson')
+    for name, part in [*cases.groupby("finding"), ("all", cases)]:
+        interval = binomtest(int(part.hit.sum()), len(part)).proportion_ci(method="wilson")
         rows[name] = dict(n=len(part), hit=part.hit.mean(), low=interval.low, high=interval.high, chance=part.chance.mean(), swapped=part.swapped.mean())
     return pd.DataFrame(rows).T.astype(dict(n=int))

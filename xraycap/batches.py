@@ -40,7 +40,7 @@ def study_block(
         blocks=(ImageBlock(PILImageBW), ImageBlock(PILImageBW), words), n_inp=2,
         getters=[lambda row: study_views(row)[0], lambda row: study_views(row)[1],
                  lambda row: torch.tensor(vocab.encode(clean(row.findings), max_len))],
-        splitter=IndexSplitter(np.flatnonzero(studies.split == 'val')))
+        splitter=IndexSplitter(np.flatnonzero(studies.split == "val")))
 
 # %% ../nbs/09_batches.ipynb #3abd91bb
 def show_studies(
@@ -50,11 +50,11 @@ def show_studies(
 ):
     "Both views and the report of some studies."
     n = min(max_n, len(batch[0]))
-    fig, axes = plt.subplots(n, 3, figsize=(11, 2.6 * n), width_ratios=(1, 1, 2.4), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(n, 3, figsize=(11, 2.6 * n), width_ratios=(1, 1, 2.4), squeeze=False, layout="constrained")
     for row, frontal, lateral, tokens in zip(axes, *batch):
-        for ax, view in zip(row, (frontal, lateral)): ax.imshow(view[0].cpu(), cmap='gray', vmin=0, vmax=1)
-        row[2].text(0, .5, fill(vocab.decode(tokens), 48), va='center', parse_math=False)
-        for ax in row: ax.axis('off')
+        for ax, view in zip(row, (frontal, lateral)): ax.imshow(view[0].cpu(), cmap="gray", vmin=0, vmax=1)
+        row[2].text(0, .5, fill(vocab.decode(tokens), 48), va="center", parse_math=False)
+        for ax in row: ax.axis("off")
 
 # %% ../nbs/09_batches.ipynb #27e3050d
 def pool_views(
@@ -131,11 +131,11 @@ class CaptionDL(TfmdDL):
         "Each study's features (mean over channels, or the vector itself) beside the words to say."
         features, _, tokens_out = self.one_batch() if b is None else b
         n = min(max_n, len(features))
-        fig, axes = plt.subplots(n, 2, figsize=(11, 1.5 * n), width_ratios=(2, 5), squeeze=False, layout='constrained')
+        fig, axes = plt.subplots(n, 2, figsize=(11, 1.5 * n), width_ratios=(2, 5), squeeze=False, layout="constrained")
         for (left, right), x, words in zip(axes, features.cpu(), tokens_out):
-            left.imshow(x[None] if x.ndim == 1 else _side_by_side(x.mean(-1)), cmap='gray', aspect='auto' if x.ndim == 1 else 'equal')
-            right.text(0, .5, fill(self.dataset.vocab.decode(words), 75), va='center', parse_math=False)
-            for ax in (left, right): ax.axis('off')
+            left.imshow(x[None] if x.ndim == 1 else _side_by_side(x.mean(-1)), cmap="gray", aspect="auto" if x.ndim == 1 else "equal")
+            right.text(0, .5, fill(self.dataset.vocab.decode(words), 75), va="center", parse_math=False)
+            for ax in (left, right): ax.axis("off")
 
 # %% ../nbs/09_batches.ipynb #e9fe1222
 def caption_dls(
@@ -150,7 +150,7 @@ def caption_dls(
 ) -> DataLoaders:  # batches (features, tokens_in, tokens_out), the first two for the model
     "Train and validation batches from stored features. Raises `ValueError` if a part has no study."
     loaders = []
-    for part, shuffle in (('train', True), ('val', False)):
+    for part, shuffle in (("train", True), ("val", False)):
         rows = studies[studies.split == part]
         if not len(rows): raise ValueError(f"No study has split '{part}': load the studies with a split such as 'chen'.")
         dataset = CaptionDataset(rows, store, vocab, clean, pooled, max_len)

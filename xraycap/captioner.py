@@ -28,7 +28,7 @@ from .search import beam_search
 from .text import sentences
 
 # %% ../nbs/21_captioner.ipynb #93679544
-def example_study() -> dict: # uid; frontal and lateral: paths; findings: the radiologist's text
+def example_study() -> dict:  # uid; frontal and lateral: paths; findings: the radiologist's text
     "The study that comes with the package: simulated images of a real report."
     study = json.loads((assets/"example"/"study.json").read_text())
     return {**study, "frontal": assets/"example"/"frontal.png", "lateral": assets/"example"/"lateral.png"}
@@ -37,39 +37,39 @@ def example_study() -> dict: # uid; frontal and lateral: paths; findings: the ra
 @dataclass
 class Report:
     "What a model says about a study, and what must be known about it."
-    words:list # of str, T words and full stops, as the model said them
-    logp:float # log-probability of all the words
-    attention:np.ndarray # (T, 98): where each word looked, 49 places of the frontal view, then 49 of the lateral; or None
-    views:tuple # frontal and lateral, uint8 (224, 224)
-    model:str # name of the model
-    images:str # what it learnt from: 'phantom' (simulated), 'openi' or the name of a table
-    seconds:float # from files to words
-    encoder:str = "" # weights of its encoder
+    words: list  # of str, T words and full stops, as the model said them
+    logp: float  # log-probability of all the words
+    attention: np.ndarray  # (T, 98): where each word looked, 49 places of the frontal view, then 49 of the lateral; or None
+    views: tuple  # frontal and lateral, uint8 (224, 224)
+    model: str  # name of the model
+    images: str  # what it learnt from: 'phantom' (simulated), 'openi' or the name of a table
+    seconds: float  # from files to words
+    encoder: str = ""  # weights of its encoder
 
     @property
-    def sentences(self) -> list: # of str
+    def sentences(self) -> list:  # of str
         "The findings, a sentence each."
         return sentences(" ".join(self.words))
 
     @property
-    def findings(self) -> str: # one paragraph
+    def findings(self) -> str:  # one paragraph
         "The findings as a paragraph."
         return " ".join(self.sentences)
 
     @property
-    def notice(self) -> str: # to be shown with the findings, always
+    def notice(self) -> str:  # to be shown with the findings, always
         "What this text must not be used for."
         return notice(self.images, self.encoder)
 
-    def as_dict(self) -> dict: # for JSON
+    def as_dict(self) -> dict:  # for JSON
         "What `xraycap report --json` prints."
         return dict(findings=self.findings, sentences=self.sentences, log_probability=round(self.logp, 4), model=self.model,
                     images=self.images, seconds=round(self.seconds, 2), notice=self.notice)
 
 def notice(
-    images:str, # what the model learnt from: 'phantom', 'openi' or the name of a table
-    encoder:str="", # weights of its encoder
-) -> str: # a sentence or two
+    images: str,  # what the model learnt from: 'phantom', 'openi' or the name of a table
+    encoder: str = "",  # weights of its encoder
+) -> str:  # a sentence or two
     "What everybody must be told who reads a generated report."
     text = "Not for diagnosis: a small research model wrote this, and it is often wrong."
     if images == "phantom": return f"{text} It learnt from simulated images, not from patients' radiographs."
@@ -77,8 +77,8 @@ def notice(
 
 # %% ../nbs/21_captioner.ipynb #191fb95e
 def _view(
-    image, # path of a PNG, JPEG or DICOM file, PIL image, or uint8 array (H, W)
-) -> np.ndarray: # uint8 (224, 224)
+    image,  # path of a PNG, JPEG or DICOM file, PIL image, or uint8 array (H, W)
+) -> np.ndarray:  # uint8 (224, 224)
     "An image as the encoder gets it."
     if isinstance(image, (str, Path)): return square(open_radiograph(image))
     if not isinstance(image, (np.ndarray, Image.Image)):
@@ -95,10 +95,10 @@ def _view(
 class Captioner:
     "Encoder, decoder and vocabulary: radiographs in, report out."
     def __init__(self,
-        decoder:torch.nn.Module, # `AttentionDecoder`, `LSTMDecoder` or `TransformerDecoder`
-        vocab, # `Vocab`
-        about:dict, # `encoder` (weights' name) and `images` ('phantom', 'openi' or the table's name), and what else is to be kept
-        name:str="unnamed", # for the reports
+        decoder: torch.nn.Module,  # `AttentionDecoder`, `LSTMDecoder` or `TransformerDecoder`
+        vocab,  # `Vocab`
+        about: dict,  # `encoder` (weights' name) and `images` ('phantom', 'openi' or the table's name), and what else is to be kept
+        name: str = "unnamed",  # for the reports
     ):
         self.decoder, self.vocab, self.about, self.name = decoder.eval(), vocab, about, name
         self.encoder = CheXNet(about["encoder"]).eval()
@@ -106,7 +106,7 @@ class Captioner:
 
     @classmethod
     def load(cls,
-        model:str|Path="attention", # a model's folder, or the name of one that came with the package
+        model: str | Path = "attention",  # a model's folder, or the name of one that came with the package
     ):
         "Open a saved model. Raises `FileNotFoundError` when there is none and `ValueError` when it is damaged."
         decoder, vocab, config = load_model(model)
@@ -114,15 +114,15 @@ class Captioner:
         return cls(decoder, vocab, about, name=find_model(model).resolve().name)
 
     def save(self,
-        path:str|Path, # folder to write
+        path: str | Path,  # folder to write
     ):
         "Keep the model as a folder. Raises `ValueError` when `path` holds something else."
         save_model(path, self.decoder, self.vocab, self.about)
 
     def encode(self,
-        frontal, # path, PIL image or uint8 array (H, W)
-        lateral=None, # the same; None: the frontal image is used twice
-    ) -> tuple: # the two views, uint8 (224, 224), and what the decoder gets: float32 (98, 1024), or (2048,) if it is `pooled`
+        frontal,  # path, PIL image or uint8 array (H, W)
+        lateral=None,  # the same; None: the frontal image is used twice
+    ) -> tuple:  # the two views, uint8 (224, 224), and what the decoder gets: float32 (98, 1024), or (2048,) if it is `pooled`
         "Open a study's images and encode them. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         frontal = _view(frontal)
         views = frontal, frontal if lateral is None else _view(lateral)
@@ -131,10 +131,10 @@ class Captioner:
         return views, pool_views(spatial) if self.decoder.pooled else spatial
 
     def report(self,
-        frontal, # path, PIL image or uint8 array (H, W)
-        lateral=None, # the same; None: the frontal image is used twice
-        k:int=3, # beam width
-    ) -> Report: # words, attention and notice
+        frontal,  # path, PIL image or uint8 array (H, W)
+        lateral=None,  # the same; None: the frontal image is used twice
+        k: int = 3,  # beam width
+    ) -> Report:  # words, attention and notice
         "Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         started = time.perf_counter()
         views, features = self.encode(frontal, lateral)
@@ -144,8 +144,8 @@ class Captioner:
 
 # %% ../nbs/21_captioner.ipynb #b2a5e5cf
 def sentence_maps(
-    report:Report, # of a decoder with attention
-) -> list: # of (2, 7, 7) float arrays, one for each sentence: mean attention over the frontal and the lateral view
+    report: Report,  # of a decoder with attention
+) -> list:  # of (2, 7, 7) float arrays, one for each sentence: mean attention over the frontal and the lateral view
     "Where each sentence looked."
     ends = [i for i, word in enumerate(report.words, 1) if word == "."] + [len(report.words)]
     spans = [slice(start, end) for start, end in zip([0, *ends], ends) if any(w != "." for w in report.words[start:end])]
@@ -153,9 +153,9 @@ def sentence_maps(
 
 # %% ../nbs/21_captioner.ipynb #2b566f49
 def overlay(
-    view:np.ndarray, # uint8 (224, 224)
-    weights:np.ndarray, # (7, 7), from 0 to 1
-) -> np.ndarray: # float (224, 224, 3), from 0 to 1
+    view: np.ndarray,  # uint8 (224, 224)
+    weights: np.ndarray,  # (7, 7), from 0 to 1
+) -> np.ndarray:  # float (224, 224, 3), from 0 to 1
     "The view in grey with the weights over it in colour, strong where they are high."
     size = view.shape[::-1]
     smooth = np.asarray(Image.fromarray(weights.astype("float32")).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
@@ -164,8 +164,8 @@ def overlay(
 
 # %% ../nbs/21_captioner.ipynb #7c41d9b0
 def report_figure(
-    report:Report, # what `Captioner.report` returned
-) -> Figure: # `savefig` writes it
+    report: Report,  # what `Captioner.report` returned
+) -> Figure:  # `savefig` writes it
     "Both views (or the one image that there is), and for each sentence the attention over them."
     single = report.views[0] is report.views[1]  # then the model saw it twice
     views = report.views[:1] if single else report.views

@@ -24,18 +24,18 @@ app = typer.Typer(help="Chest X-ray captioning: two radiographs in, the findings
                          "~/.cache/xraycap, or in the folder that $XRAYCAP_HOME names.",
                   no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-def _version(wanted:bool):
+def _version(wanted: bool):
     if not wanted: return
     from xraycap import __version__
     print(f"xraycap {__version__}")
     raise typer.Exit
 
 @app.callback()
-def _options(version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")]=False): pass
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")] = False): pass
 
 def examples(
-    *lines:str, # command lines
-) -> str: # the end of a command's help
+    *lines: str,  # command lines
+) -> str:  # the end of a command's help
     "Lines to copy; the `\\b` keeps the help from running them together."
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
@@ -68,12 +68,12 @@ Beam = Annotated[int, typer.Option(min=1, max=20, help="Beam width: how many beg
 @app.command(epilog=examples("xraycap report", "xraycap report frontal.png lateral.png --out today",
                              "xraycap report frontal.png --model models/attention --json"))
 def report(
-    frontal:Annotated[Optional[Path], typer.Argument(help="PNG, JPEG or DICOM file. None: the example study of the package.")]=None,
-    lateral:Annotated[Optional[Path], typer.Argument(help="The second view. None: the first is used twice.")]=None,
-    model:Model="attention",
-    beam:Beam=3,
-    as_json:AsJson=False,
-    out:Annotated[Path, typer.Option(help="Folder to put report.png into, or the name of a .png file.")]=Path("."),
+    frontal: Annotated[Optional[Path], typer.Argument(help="PNG, JPEG or DICOM file. None: the example study of the package.")] = None,
+    lateral: Annotated[Optional[Path], typer.Argument(help="The second view. None: the first is used twice.")] = None,
+    model: Model = "attention",
+    beam: Beam = 3,
+    as_json: AsJson = False,
+    out: Annotated[Path, typer.Option(help="Folder to put report.png into, or the name of a .png file.")] = Path("."),
 ):
     """Describe a chest X-ray. Not for diagnosis.
 
@@ -98,21 +98,21 @@ def report(
 
 # %% ../nbs/23_cli.ipynb #e04cf968
 def in_words(
-    images:str, # 'phantom', 'openi' or the name of a table of studies
-) -> str: # for people
+    images: str,  # 'phantom', 'openi' or the name of a table of studies
+) -> str:  # for people
     "What kind of images these are."
     return {"phantom": "simulated images", "openi": "the real radiographs of Open-i"}.get(images, f"the images of {images}")
 
 @app.command(epilog=examples("xraycap train", "xraycap train --images openi --encoder chexnet-torch --out models/real",
                              "xraycap train --images clinic/data.csv --encoder xrv-nih --decoder lstm"))
 def train(
-    out:Annotated[Optional[Path], typer.Option(help="Folder of the model to write. None: models/ and the decoder's name.")]=None,
-    decoder:Annotated[str, typer.Option(help="'attention', 'lstm' or 'transformer'.")]="attention",
-    images:Images="phantom",
-    split:Split="chen",
-    encoder:Encoder=None,
-    epochs:Annotated[Optional[int], typer.Option(min=1, help="Times through the training studies; the best is kept. None: 8 for simulated images, more for fewer studies.")]=None,
-    seed:Annotated[int, typer.Option(help="Another number gives another model.")]=0,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the model to write. None: models/ and the decoder's name.")] = None,
+    decoder: Annotated[str, typer.Option(help="'attention', 'lstm' or 'transformer'.")] = "attention",
+    images: Images = "phantom",
+    split: Split = "chen",
+    encoder: Encoder = None,
+    epochs: Annotated[Optional[int], typer.Option(min=1, help="Times through the training studies; the best is kept. None: 8 for simulated images, more for fewer studies.")] = None,
+    seed: Annotated[int, typer.Option(help="Another number gives another model.")] = 0,
 ):
     """Train a model of your own.
 
@@ -133,8 +133,8 @@ def train(
 
 # %% ../nbs/23_cli.ipynb #37d5b538
 def show_card(
-    card:dict, # figures of `score_card`, and what they were measured on
-    as_json:bool, # one JSON object, or lines for people
+    card: dict,  # figures of `score_card`, and what they were measured on
+    as_json: bool,  # one JSON object, or lines for people
 ):
     "Print a score card."
     if as_json: return print(json.dumps(card))
@@ -143,12 +143,12 @@ def show_card(
 @app.command(epilog=examples("xraycap evaluate", "xraycap evaluate --model models/real --images openi --split chen",
                              "xraycap evaluate --model models/real --images clinic/data.csv --json"))
 def evaluate(
-    model:Model="attention",
-    images:Images="phantom",
-    split:Split="chen",
-    part:Annotated[str, typer.Option(help="'train', 'val' or 'test'.")]="test",
-    beam:Beam=3,
-    as_json:AsJson=False,
+    model: Model = "attention",
+    images: Images = "phantom",
+    split: Split = "chen",
+    part: Annotated[str, typer.Option(help="'train', 'val' or 'test'.")] = "test",
+    beam: Beam = 3,
+    as_json: AsJson = False,
 ):
     """Score a model on one part of a split.
 
@@ -170,10 +170,10 @@ class Engine(str, Enum):
 @app.command(epilog=examples("xraycap features --images openi --encoder chexnet-torch",
                              "xraycap features --images clinic/data.csv --encoder xrv-nih --engine ray"))
 def features(
-    images:Images="phantom",
-    encoder:Encoder=None,
-    engine:Annotated[Engine, typer.Option(help="'plain': this process. 'ray': every processor or GPU of this machine, or of the "
-                                               "Ray cluster at $RAY_ADDRESS; studies that cannot be read are left out and listed.")]="plain",
+    images: Images = "phantom",
+    encoder: Encoder = None,
+    engine: Annotated[Engine, typer.Option(help="'plain': this process. 'ray': every processor or GPU of this machine, or of the "
+                                               "Ray cluster at $RAY_ADDRESS; studies that cannot be read are left out and listed.")] = "plain",
 ):
     """Encode images beforehand and keep the features.
 
@@ -195,8 +195,8 @@ def features(
 
 # %% ../nbs/23_cli.ipynb #65197227
 def read_lines(
-    path:Path, # text file, UTF-8, a report a line
-) -> list: # of str, stripped
+    path: Path,  # text file, UTF-8, a report a line
+) -> list:  # of str, stripped
     "Raises `FileNotFoundError`, or `ValueError` when it is not text."
     if not path.exists() or path.is_dir(): raise FileNotFoundError(f"There is no file {path}.")
     try:
@@ -205,9 +205,9 @@ def read_lines(
 
 @app.command(epilog=examples("xraycap score references.txt hypotheses.txt --json"))
 def score(
-    references:Annotated[Path, typer.Argument(help="Text file, a radiologist's report a line, words split at spaces.")],
-    hypotheses:Annotated[Path, typer.Argument(help="Text file, a generated report a line, same order.")],
-    as_json:AsJson=False,
+    references: Annotated[Path, typer.Argument(help="Text file, a radiologist's report a line, words split at spaces.")],
+    hypotheses: Annotated[Path, typer.Argument(help="Text file, a generated report a line, same order.")],
+    as_json: AsJson = False,
 ):
     """Score any program's reports against radiologists'.
 
@@ -220,7 +220,7 @@ def score(
 
 # %% ../nbs/23_cli.ipynb #d52eb3b7
 @app.command(epilog=examples("xraycap studies", "xraycap studies --out tables/indiana.csv"))
-def studies(out:Annotated[Path, typer.Option(help="CSV file to write.")]=Path("studies.csv")):
+def studies(out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("studies.csv")):
     """Write the table of all Indiana reports as CSV.
 
     A row each: images and their views, the two that the models use, findings, impression, the experts' codes and the chen split."""
@@ -244,9 +244,9 @@ class Download(str, Enum):
 @app.command(epilog=examples("xraycap download images", "xraycap download weights",
                              "XRAYCAP_URL_IMAGES=https://elsewhere.org/NLMCXR_png.tgz xraycap download images  # if an address has died"))
 def download(
-    what:Annotated[Download, typer.Argument(help="The Indiana reports (1.1 MB) or images (1.27 GB), CheXNet's weights "
+    what: Annotated[Download, typer.Argument(help="The Indiana reports (1.1 MB) or images (1.27 GB), CheXNet's weights "
                                                   "(some tens of MB), or FastText's vectors (0.6 GB).")],
-    to:Annotated[Optional[Path], typer.Option(help="Folder to download to. None: the cache folder, where the other commands look.")]=None,
+    to: Annotated[Optional[Path], typer.Option(help="Folder to download to. None: the cache folder, where the other commands look.")] = None,
 ):
     """Download what is too large for the package.
 
@@ -259,10 +259,10 @@ def download(
 # %% ../nbs/23_cli.ipynb #adaad734
 @app.command(epilog=examples("xraycap serve", "xraycap serve --model models/real --port 8080"))
 def serve(
-    model:Model="attention",
-    beam:Beam=3,
-    host:Annotated[str, typer.Option(help="Address to listen on; '0.0.0.0' lets other machines in, without a password.")]="127.0.0.1",
-    port:Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]=8000,
+    model: Model = "attention",
+    beam: Beam = 3,
+    host: Annotated[str, typer.Option(help="Address to listen on; '0.0.0.0' lets other machines in, without a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
 ):
     """Serve a page to drop X-rays on, and an API.
 

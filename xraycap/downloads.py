@@ -56,8 +56,8 @@ def _announced(response):
     return int(size) if size.isdigit() else None, int(begin) if begin.isdigit() else None
 
 def _pull(
-    url, # address
-    part, # Path of the file to go on with
+    url,  # address
+    part,  # Path of the file to go on with
 ):
     "One request for what `part` still lacks -> (size of the whole file in bytes, None if the server does not say; whether it was cut)"
     have = _size(part)
@@ -65,7 +65,7 @@ def _pull(
     with requests.get(url, headers=ask, stream=True, timeout=(15, 60)) as response:
         if response.status_code != 416: response.raise_for_status()
         total, begin = _announced(response)
-        if begin not in (0, have): # nothing follows, or something else does
+        if begin not in (0, have):  # nothing follows, or something else does
             if total != have: part.unlink(missing_ok=True)
             return total, False
         with open(part, "ab" if begin else "wb") as f, tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=part.stem) as bar:
@@ -90,10 +90,10 @@ def _sha256(path):
 
 # %% ../nbs/a2_downloads.ipynb #56d81320
 def fetch(
-    url, # address
-    path, # Path of the file to make
-    sha256=None, # hex digest, if known
-    tries=4, # attempts in a row that bring nothing new before giving up
+    url,  # address
+    path,  # Path of the file to make
+    sha256=None,  # hex digest, if known
+    tries=4,  # attempts in a row that bring nothing new before giving up
 ):
     """Fetch `url` into `path`, going on where a cut connection or an earlier run stopped; the file appears only when it is whole.
 
@@ -134,19 +134,19 @@ def _members(archive):
                 elif not o.isdir(): raise ValueError(f"{archive} holds {o.name}, which is not a plain file, so it was not unpacked.")
 
 def _shrink(
-    path, # Path of an image file
-    side, # the shorter side wanted, in pixels
+    path,  # Path of an image file
+    side,  # the shorter side wanted, in pixels
 ):
     "Replace an image that is larger by its small grey copy"
     with Image.open(path) as image:
-        if (ratio := side / min(image.size)) >= 1 or image.mode.startswith("I"): return # 16 bits are kept as they are
+        if (ratio := side / min(image.size)) >= 1 or image.mode.startswith("I"): return  # 16 bits are kept as they are
         image.convert("L").resize([round(o * ratio) for o in image.size], Image.Resampling.LANCZOS, reducing_gap=3).save(path)
 
 # %% ../nbs/a2_downloads.ipynb #d31566bc
 def extract(
-    archive, # Path of a zip or tar file
-    folder, # Path of the folder to make
-    side=None, # shrink the PNGs in it to this shorter side, in pixels
+    archive,  # Path of a zip or tar file
+    folder,  # Path of the folder to make
+    side=None,  # shrink the PNGs in it to this shorter side, in pixels
 ):
     """Unpack `archive` into `folder`, which appears only when all is done; nothing is written outside of it.
 
@@ -169,8 +169,8 @@ def extract(
 
 # %% ../nbs/a2_downloads.ipynb #216dd6ed
 def download(
-    name, # one of `DOWNLOADS`: 'reports', 'images', 'weights' or 'vectors'
-    dest=None, # folder to put it in; None: `cache_dir()`
+    name,  # one of `DOWNLOADS`: 'reports', 'images', 'weights' or 'vectors'
+    dest=None,  # folder to put it in; None: `cache_dir()`
 ):
     """Fetch one of `DOWNLOADS`, first printing its size and licence -> Path of the file, or of the folder of images.
 

@@ -20,7 +20,7 @@ from .studies import plain_words
 
 # %% ../nbs/02_eda.ipynb #d3fba60b
 def part_table(
-    reports, # DataFrame of `load_reports` or `load_studies`
+    reports,  # DataFrame of `load_reports` or `load_studies`
 ):
     "A row for each part of the report: `missing` reports, median and most `words` of the others, share of these with a mark `XXXX`"
     def row(text):
@@ -32,7 +32,7 @@ def part_table(
 
 # %% ../nbs/02_eda.ipynb #1a75cefa
 def pair_kinds(
-    views, # Series of lists of 'frontal' or 'lateral', one list a study (the column `views` of `load_studies`)
+    views,  # Series of lists of 'frontal' or 'lateral', one list a study (the column `views` of `load_studies`)
 ):
     "What the two-image rule makes of each study, in words: a Series of str, such as 'frontal and lateral' or 'one lateral, used twice'"
     def kind(o):
@@ -43,15 +43,15 @@ def pair_kinds(
 
 # %% ../nbs/02_eda.ipynb #5dcb967f
 def report_sentences(
-    text, # a report as it stands, or cleaned
+    text,  # a report as it stands, or cleaned
 ):
     "The sentences of `text`: list of str, lower case, words and numbers only"
     parts = (" ".join(re.findall(r"\w+", o)) for o in re.split(r"[.;?!](?!\d)", text.lower()))
-    return [o for o in parts if re.search(r"[^\W\d]", o)] # an enumeration mark is no sentence
+    return [o for o in parts if re.search(r"[^\W\d]", o)]  # an enumeration mark is no sentence
 
 # %% ../nbs/02_eda.ipynb #25cf8238
 def sentence_counts(
-    texts, # reports, as they stand or cleaned
+    texts,  # reports, as they stand or cleaned
 ):
     "In how many of the `texts` each sentence stands: a Series of int by sentence, the most frequent first"
     counts = Counter(sentence for text in texts for sentence in set(report_sentences(text)))
@@ -59,8 +59,8 @@ def sentence_counts(
 
 # %% ../nbs/02_eda.ipynb #6f6f6633
 def sentence_wall(
-    texts, # reports to draw
-    counts, # Series of `sentence_counts`: in how many reports each sentence stands
+    texts,  # reports to draw
+    counts,  # Series of `sentence_counts`: in how many reports each sentence stands
 ):
     """Draw each text as a line of blocks, a sentence each, as wide as it has words, darker where fewer reports have it.
 
@@ -79,7 +79,7 @@ def sentence_wall(
 
 # %% ../nbs/02_eda.ipynb #2b8c4092
 def code_counts(
-    mesh, # lists of codes, such as 'Opacity/lung/upper lobe/right', one list a study (the column `mesh`)
+    mesh,  # lists of codes, such as 'Opacity/lung/upper lobe/right', one list a study (the column `mesh`)
 ):
     "How many studies have a code with each heading (what stands before the first stroke): a Series of int by heading, the most frequent first"
     headings = pd.Series([heading for codes in mesh for heading in {code.split("/")[0] for code in codes}], dtype=object)
@@ -87,7 +87,7 @@ def code_counts(
 
 # %% ../nbs/02_eda.ipynb #43eb3dd0
 def nearest_train(
-    studies, # DataFrame with `uid`, `findings` and `split`, as of `load_studies`
+    studies,  # DataFrame with `uid`, `findings` and `split`, as of `load_studies`
 ):
     """For each test study, what training holds of its findings.
 
@@ -97,12 +97,12 @@ def nearest_train(
     train, test = (studies[studies.split == part] for part in ("train", "test"))
     if train.empty or test.empty: raise ValueError("nearest_train needs studies whose split is 'train' and others whose split is 'test'.")
     vectors = CountVectorizer(binary=True, token_pattern=r"\w+", dtype=np.int32).fit(studies.findings)
-    a, b = vectors.transform(test.findings), vectors.transform(train.findings) # (studies, words) of 0 and 1
+    a, b = vectors.transform(test.findings), vectors.transform(train.findings)  # (studies, words) of 0 and 1
     best = []
-    for begin in range(0, len(test), 256): # a block at a time, for large collections
+    for begin in range(0, len(test), 256):  # a block at a time, for large collections
         rows = a[begin:begin + 256]
         both = (rows @ b.T).toarray()
-        overlap = both / np.maximum(rows.getnnz(1)[:, None] + b.getnnz(1) - both, 1) # words in either
+        overlap = both / np.maximum(rows.getnnz(1)[:, None] + b.getnnz(1) - both, 1)  # words in either
         best += [(o[i], i) for o, i in zip(overlap, overlap.argmax(1))]
     overlap, place = zip(*best)
     return pd.DataFrame({"same": test.findings.map(plain_words).isin(set(train.findings.map(plain_words))), "overlap": np.array(overlap, float),
@@ -110,7 +110,7 @@ def nearest_train(
 
 # %% ../nbs/02_eda.ipynb #5b8eeba7
 def summary(
-    studies, # DataFrame of `load_studies`
+    studies,  # DataFrame of `load_studies`
 ):
     "The main figures of a collection, counts and shares: a Series by name. Raises `ValueError` if there is no train or no test study"
     n, near, counts = studies.images.map(len), nearest_train(studies), sentence_counts(studies.findings)

@@ -8,7 +8,8 @@ __all__ = ['train_fasttext', 'load_vectors', 'embedding_matrix']
 # %% ../nbs/07_embeddings.ipynb #4ba668d9
 import zlib
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 from gensim.models import FastText, KeyedVectors
 from gensim.models.fasttext import load_facebook_vectors
 
@@ -21,19 +22,19 @@ def train_fasttext(
 ):  # gensim's vectors: `vectors[word]` is a float32 array (dim,), also for unknown words
     "Train FastText (skip-gram, Bojanowski et al. 2017) on `texts`; one thread, so that the result is the same every time. Raises: `ValueError` without a word"
     sentences = [t.split() for t in texts]
-    if not any(sentences): raise ValueError('FastText needs texts to learn from, but all the texts given are empty.')
+    if not any(sentences): raise ValueError("FastText needs texts to learn from, but all the texts given are empty.")
     # 20,000 places for subwords instead of gensim's 2,000,000, which would take 2.4 GB for 1,500 words
     return FastText(sentences, vector_size=dim, epochs=epochs, seed=seed, sg=1, min_count=1, bucket=20_000, workers=1).wv
 
 # %% ../nbs/07_embeddings.ipynb #ce30efaa
 def _claimed_size(path):
     "Bytes that the file `path` must have at least, by its own first bytes"
-    with open(path, 'rb') as f: head = f.read(128)
-    if path.suffix == '.vec':
-        words, dim = map(int, head.split(b'\n')[0].split())
+    with open(path, "rb") as f: head = f.read(128)
+    if path.suffix == ".vec":
+        words, dim = map(int, head.split(b"\n")[0].split())
         return words * dim * 2  # one digit and one space for each number
-    magic, version, dim, *_, bucket, _, _, _ = np.frombuffer(head[:56], '<i4')
-    if magic != 793712314 or version not in (11, 12): raise ValueError('not the magic number of FastText')
+    magic, version, dim, *_, bucket, _, _, _ = np.frombuffer(head[:56], "<i4")
+    if magic != 793712314 or version not in (11, 12): raise ValueError("not the magic number of FastText")
     return int(dim) * int(bucket) * 4
 
 # %% ../nbs/07_embeddings.ipynb #f481a1b3
@@ -42,16 +43,16 @@ def load_vectors(
 ):  # gensim's vectors: `vectors[word]` is a float32 array (dim,)
     "Read pretrained word vectors. Raises: `FileNotFoundError`; `ValueError` when the file is not what its name says"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'There is no file {path} with word vectors.')
-    if path.suffix not in ('.vec', '.bin'):
-        raise ValueError(f'{path} should be a .vec or .bin file of FastText word vectors; unpack it first if it is an archive.')
+    if not path.is_file(): raise FileNotFoundError(f"There is no file {path} with word vectors.")
+    if path.suffix not in (".vec", ".bin"):
+        raise ValueError(f"{path} should be a .vec or .bin file of FastText word vectors; unpack it first if it is an archive.")
     try:
-        if _claimed_size(path) > path.stat().st_size: raise ValueError('the file is shorter than it says')
-        vectors = load_facebook_vectors(path) if path.suffix == '.bin' else KeyedVectors.load_word2vec_format(path)
+        if _claimed_size(path) > path.stat().st_size: raise ValueError("the file is shorter than it says")
+        vectors = load_facebook_vectors(path) if path.suffix == ".bin" else KeyedVectors.load_word2vec_format(path)
     except Exception as error:  # whatever a reader of another program's format stumbles over
-        raise ValueError(f'{path} is not a complete {path.suffix} file of FastText word vectors; please get it again.') from error
+        raise ValueError(f"{path} is not a complete {path.suffix} file of FastText word vectors; please get it again.") from error
     if not len(vectors) or not np.isfinite(vectors.vectors).all():
-        raise ValueError(f'{path} holds no usable word vectors; please get it again.')
+        raise ValueError(f"{path} holds no usable word vectors; please get it again.")
     return vectors
 
 # %% ../nbs/07_embeddings.ipynb #8091f110

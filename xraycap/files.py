@@ -23,7 +23,7 @@ def cache_dir():
     return folder
 
 def writable_folder(
-    path, # Path of a folder that will be written into; made when missing
+    path,  # Path of a folder that will be written into; made when missing
 ):
     "The same path. Raises `ValueError` when nothing can be written there."
     try: path.mkdir(parents=True, exist_ok=True)
@@ -44,14 +44,14 @@ def find_archive():
 # %% ../nbs/a1_files.ipynb #e4ff911c
 @contextmanager
 def whole_file(
-    path, # Path of the file to write
+    path,  # Path of the file to write
 ):
     "Yields a name to write to, of this process alone; the file appears as `path` when it is whole, or not at all."
-    if path.exists() and not path.is_file(): # such as /dev/stdout
+    if path.exists() and not path.is_file():  # such as /dev/stdout
         yield path
         return
-    path = path.resolve() # a link stays a link
-    part = path.with_name(f".{os.getpid()}-{path.name}") # with its suffix, from which pandas and matplotlib know the kind
+    path = path.resolve()  # a link stays a link
+    part = path.with_name(f".{os.getpid()}-{path.name}")  # with its suffix, from which pandas and matplotlib know the kind
     try:
         yield part
         os.replace(part, path)

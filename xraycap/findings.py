@@ -11,64 +11,64 @@ from functools import lru_cache
 from .metrics import check_pairs
 
 # %% ../nbs/16_findings.ipynb #482eeda9
-_heart = '(?:heart|cardiac|cardiomediastinal|cardiopericardial)'
-_mentions = {name: re.compile(fr'\b(?:{words})\b') for name, words in {
-    'Cardiomegaly': fr'cardiomegaly|{_heart} .*(?:enlarged|enlargement|large|borderline|prominent)|increased? (?:in )?heart size|'
-                    fr'(?:enlarged|enlargement (?:of|in) the|large|borderline|prominent) (?:\w+ )*{_heart}',
-    'Opacity': r'opaci\w+|densit\w+',
-    'Atelectasis': r'\w*atelecta\w+',
-    'Granuloma': r'\w*granuloma\w*|calcified (?:\w+ )*nodul\w*|nodul\w+ .*calcified|hilar calcif\w+|'
-                 r'calcif\w+ (?:\w+ )*\w*hil\w+(?! lymph| node)',
-    'Calcified Lymph Node': r'calcif\w+ (?:\w+ )*(?:lymph|nodes?|\w*adenopathy)|(?:lymph|nodes?|\w*adenopathy) .*calcif\w+',
-    'Hypoinflation': r'(?:low|decreased|diminished|reduced|small|shallow|poor) (?:lung )?(?:volumes?|inspirat\w+)|'
-                     r'lung volumes are (?:\w+ )?low|(?:hypo|under) ?(?:inflat|expan|aerat|ventil)\w+',
-    'Hyperinflation': r'(?:hyper|over) ?(?:inflat|expan|lucen|aerat|disten)\w+|(?<!subcutaneous )emphysema\w*|copd|chronic obstructive|'
-                      r'flatten\w+ .*diaphragms?|\w*diaphragms? .*flatten\w+',
-    'Spine Degeneration': r'degenerat\w+(?!.*(?:shoulder|humer|acromio|clavic|glenoid))|osteophyt\w+|spondylo\w+|spurring|hyperostosis',
-    'Scar': r'scar\w*|cicatri\w+',
-    'Tortuous Aorta': r'\w*(?:tortuo|torturo|ectatic|ectasia|unfold)\w*|(?:enlarged|dilated|prominent) (?:\w+ )*aorta',
-    'Calcified Aorta': r'atheroscler\w+|(?:aort\w+|arch) .*calcif\w+|calcif\w+ (?:\w+ )*(?:aort\w+|arch)',
-    'Interstitial Markings': r'(?:interstitial|bronchovascular|lung|pulmonary|increased|coarse\w*|reticular) (?:\w+ ){0,2}markings|crowding|'
-                             r'interstitial (?:lung )?(?:disease|prominence|changes)|fibros\w+|fibrotic|b lines',
-    'Pleural Effusion': r'\w*effusions?|pleural fluid|hydropneumothorax',
-    'Blunted Costophrenic Angle': r'blunt\w+',
-    'Elevated Diaphragm': r'eventration|elevat\w+ .*diaphragms?|\w*diaphragms? .*elevat\w+',
-    'Catheter': r'catheters?|picc|port|portacath|xxxx a xxxx|mediport|tub(?:e|es|ing)|tracheostomy|central (?:venous )?line|'
-                r'tip .*(?:svc|atri\w+|cav\w+)',
-    'Airspace Disease': r'air ?space disease|infiltrat\w*|consolidat\w+|pneumonia',
-    'Fracture': r'fractur\w+|(?:ribs?|clavic\w+) .*(?:deformity|deformities|irregularity)|(?:deform\w+|irregularity) .*(?:ribs?|clavic\w+)',
-    'Nodule': r'nodules?|mass(?:es)?',
-    'Pacemaker': r'pacemaker|pacer|pacing|aicd|icd|defibrillator|generator',
-    'Surgical Clips': r'clips?|sutures?|staples?|surgical xxxx',
-    'Scoliosis': r'\w*scolio\w+|(?:dextro|levo)curvature',
-    'Kyphosis': r'kypho\w+',
-    'Edema': r'edema|congest\w+|engorge\w+|heart failure|chf|b lines|prominen\w+ (?:\w+ ){0,3}vascula\w+|'
-             r'(?:central|pulmonary) vascula\w+ (?:\w+ ){0,3}(?:prominen|accentuat|indistinct)\w*',
-    'Hiatal Hernia': r'hernia',
-    'Pleural Thickening': r'thickening',
-    'Pneumothorax': r'\w*pneumothora\w+',
-    'Spinal Hardware': r'spinal (?:fusion|hardware)|harrington|fusion|(?:spin\w+|vertebr\w+|cervical) .*fixation'}.items()}
-_but = re.compile(r'\b(?:but|however|although|though|except|otherwise|other than|aside from|apart from)\b')
+_heart = "(?:heart|cardiac|cardiomediastinal|cardiopericardial)"
+_mentions = {name: re.compile(fr"\b(?:{words})\b") for name, words in {
+    "Cardiomegaly": fr"cardiomegaly|{_heart} .*(?:enlarged|enlargement|large|borderline|prominent)|increased? (?:in )?heart size|"
+                    fr"(?:enlarged|enlargement (?:of|in) the|large|borderline|prominent) (?:\w+ )*{_heart}",
+    "Opacity": r"opaci\w+|densit\w+",
+    "Atelectasis": r"\w*atelecta\w+",
+    "Granuloma": r"\w*granuloma\w*|calcified (?:\w+ )*nodul\w*|nodul\w+ .*calcified|hilar calcif\w+|"
+                 r"calcif\w+ (?:\w+ )*\w*hil\w+(?! lymph| node)",
+    "Calcified Lymph Node": r"calcif\w+ (?:\w+ )*(?:lymph|nodes?|\w*adenopathy)|(?:lymph|nodes?|\w*adenopathy) .*calcif\w+",
+    "Hypoinflation": r"(?:low|decreased|diminished|reduced|small|shallow|poor) (?:lung )?(?:volumes?|inspirat\w+)|"
+                     r"lung volumes are (?:\w+ )?low|(?:hypo|under) ?(?:inflat|expan|aerat|ventil)\w+",
+    "Hyperinflation": r"(?:hyper|over) ?(?:inflat|expan|lucen|aerat|disten)\w+|(?<!subcutaneous )emphysema\w*|copd|chronic obstructive|"
+                      r"flatten\w+ .*diaphragms?|\w*diaphragms? .*flatten\w+",
+    "Spine Degeneration": r"degenerat\w+(?!.*(?:shoulder|humer|acromio|clavic|glenoid))|osteophyt\w+|spondylo\w+|spurring|hyperostosis",
+    "Scar": r"scar\w*|cicatri\w+",
+    "Tortuous Aorta": r"\w*(?:tortuo|torturo|ectatic|ectasia|unfold)\w*|(?:enlarged|dilated|prominent) (?:\w+ )*aorta",
+    "Calcified Aorta": r"atheroscler\w+|(?:aort\w+|arch) .*calcif\w+|calcif\w+ (?:\w+ )*(?:aort\w+|arch)",
+    "Interstitial Markings": r"(?:interstitial|bronchovascular|lung|pulmonary|increased|coarse\w*|reticular) (?:\w+ ){0,2}markings|crowding|"
+                             r"interstitial (?:lung )?(?:disease|prominence|changes)|fibros\w+|fibrotic|b lines",
+    "Pleural Effusion": r"\w*effusions?|pleural fluid|hydropneumothorax",
+    "Blunted Costophrenic Angle": r"blunt\w+",
+    "Elevated Diaphragm": r"eventration|elevat\w+ .*diaphragms?|\w*diaphragms? .*elevat\w+",
+    "Catheter": r"catheters?|picc|port|portacath|xxxx a xxxx|mediport|tub(?:e|es|ing)|tracheostomy|central (?:venous )?line|"
+                r"tip .*(?:svc|atri\w+|cav\w+)",
+    "Airspace Disease": r"air ?space disease|infiltrat\w*|consolidat\w+|pneumonia",
+    "Fracture": r"fractur\w+|(?:ribs?|clavic\w+) .*(?:deformity|deformities|irregularity)|(?:deform\w+|irregularity) .*(?:ribs?|clavic\w+)",
+    "Nodule": r"nodules?|mass(?:es)?",
+    "Pacemaker": r"pacemaker|pacer|pacing|aicd|icd|defibrillator|generator",
+    "Surgical Clips": r"clips?|sutures?|staples?|surgical xxxx",
+    "Scoliosis": r"\w*scolio\w+|(?:dextro|levo)curvature",
+    "Kyphosis": r"kypho\w+",
+    "Edema": r"edema|congest\w+|engorge\w+|heart failure|chf|b lines|prominen\w+ (?:\w+ ){0,3}vascula\w+|"
+             r"(?:central|pulmonary) vascula\w+ (?:\w+ ){0,3}(?:prominen|accentuat|indistinct)\w*",
+    "Hiatal Hernia": r"hernia",
+    "Pleural Thickening": r"thickening",
+    "Pneumothorax": r"\w*pneumothora\w+",
+    "Spinal Hardware": r"spinal (?:fusion|hardware)|harrington|fusion|(?:spin\w+|vertebr\w+|cervical) .*fixation"}.items()}
+_but = re.compile(r"\b(?:but|however|although|though|except|otherwise|other than|aside from|apart from)\b")
 
 def _clauses(text):
-    text = re.sub(r'[^a-z0-9.\s]', ' ', text.lower())
-    return [' '.join(clause.split()) for sentence in text.split('.') for clause in _but.split(sentence)]
+    text = re.sub(r"[^a-z0-9.\s]", " ", text.lower())
+    return [" ".join(clause.split()) for sentence in text.split(".") for clause in _but.split(sentence)]
 
 # %% ../nbs/16_findings.ipynb #86e4e4e8
-_no = re.compile(r'\b(?:no|not|nor|without|free of|clear of|negative for|absence of|resolution of|clearing of|removal of|rather than|'
-                 r'concern for|evaluat\w+ (?:of|for)|(?<!cannot )(?<!not )exclude)\b')
-_gone = re.compile(r'^ (?:(?:is|are|was|were|has|have|been|appears?|size|again|previously|seen|on|previous|xxxx) )*'
-                   r'(?:not(?! (?:\w+ )?exclude)|no longer|resolved|removed|cleared|unremarkable|normal|within (?:the )?(?:normal|limits))\b')
-_no_change = re.compile(r'\bno (?:\w+ ){0,2}change\w*(?: in| of)?\b')
+_no = re.compile(r"\b(?:no|not|nor|without|free of|clear of|negative for|absence of|resolution of|clearing of|removal of|rather than|"
+                 r"concern for|evaluat\w+ (?:of|for)|(?<!cannot )(?<!not )exclude)\b")
+_gone = re.compile(r"^ (?:(?:is|are|was|were|has|have|been|appears?|size|again|previously|seen|on|previous|xxxx) )*"
+                   r"(?:not(?! (?:\w+ )?exclude)|no longer|resolved|removed|cleared|unremarkable|normal|within (?:the )?(?:normal|limits))\b")
+_no_change = re.compile(r"\bno (?:\w+ ){0,2}change\w*(?: in| of)?\b")
 
-def _negated(before, after): return bool(_no.search(_no_change.sub('', before)) or _gone.search(after))
+def _negated(before, after): return bool(_no.search(_no_change.sub("", before)) or _gone.search(after))
 
 # %% ../nbs/16_findings.ipynb #3b91fbd3
-_maybe = re.compile(r'\b(?:may|might|could|cannot|possibl[ey]|possibility|perhaps|suggest\w*|likely|probabl[ey]|versus|vs|or|question\w*|'
-                    r'concerning|suspect\w*|suspicious|consider)\b')
+_maybe = re.compile(r"\b(?:may|might|could|cannot|possibl[ey]|possibility|perhaps|suggest\w*|likely|probabl[ey]|versus|vs|or|question\w*|"
+                    r"concerning|suspect\w*|suspicious|consider)\b")
 
 # %% ../nbs/16_findings.ipynb #61c86865
-_coded_in_doubt = {'Atelectasis', 'Scar', 'Edema', 'Opacity', 'Hyperinflation', 'Cardiomegaly'}
+_coded_in_doubt = {"Atelectasis", "Scar", "Edema", "Opacity", "Hyperinflation", "Cardiomegaly"}
 
 @lru_cache(maxsize=100_000)
 def _findings_of(clause):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-import fastai.callback.progress, fastai.callback.schedule  # give a Learner its progress bar and `fit_one_cycle`
+import fastai.callback.progress
+import fastai.callback.schedule  # give a Learner its progress bar and `fit_one_cycle`
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, Metric
@@ -36,7 +37,7 @@ def frozen_embedding(
     "Word vectors that training leaves alone. Raises `ValueError` on a wrong shape."
     if embedding is None: embedding = torch.randn(vocab_size, size)
     if tuple(embedding.shape) != (vocab_size, size):
-        raise ValueError(f'The embedding is {tuple(embedding.shape)}, but the vocabulary and vector size ask for {(vocab_size, size)}.')
+        raise ValueError(f"The embedding is {tuple(embedding.shape)}, but the vocabulary and vector size ask for {(vocab_size, size)}.")
     return nn.Embedding.from_pretrained(embedding.clone(), freeze=True, padding_idx=PAD)
 
 # %% ../nbs/10_lstm.ipynb #061114c2
@@ -104,7 +105,7 @@ class _TokenMetric(Metric):
 # %% ../nbs/10_lstm.ipynb #0baafcc0
 class TokenAccuracy(_TokenMetric):
     "Share of the words, PAD left out, that the teacher-forced decoder ranks first."
-    name = 'accuracy'
+    name = "accuracy"
     def measure(self, logits, targets): return (logits.argmax(-1) == targets).float()
     @property
     def value(self): return self.total / self.count
@@ -112,8 +113,8 @@ class TokenAccuracy(_TokenMetric):
 # %% ../nbs/10_lstm.ipynb #f4ca5350
 class TokenPerplexity(_TokenMetric):
     "exp of the mean cross-entropy a word: how many equally likely words the decoder hesitates between."
-    name = 'perplexity'
-    def measure(self, logits, targets): return F.cross_entropy(logits, targets, reduction='none')
+    name = "perplexity"
+    def measure(self, logits, targets): return F.cross_entropy(logits, targets, reduction="none")
     @property
     def value(self): return float(np.exp(self.total / self.count))
 
@@ -139,8 +140,8 @@ def caption_learner(
     folder=None,  # keep the model of lowest validation perplexity in this folder, and load it when training ends
 ) -> Learner:  # train it with `fit_one_cycle`
     "A fastai Learner with the masked loss, clipped gradients, and metrics of words, not of padding."
-    callbacks, watch = [GradientClip(1.)], dict(monitor='perplexity', comp=np.less)
-    if folder is not None: callbacks.append(_KeepBest(fname='best', **watch))
+    callbacks, watch = [GradientClip(1.)], dict(monitor="perplexity", comp=np.less)
+    if folder is not None: callbacks.append(_KeepBest(fname="best", **watch))
     if patience is not None: callbacks.append(_StopEarly(patience=patience, **watch))
     return Learner(dls, decoder, masked_loss, opt_func=Adam, lr=lr, wd=wd, cbs=callbacks,
-                   metrics=[TokenAccuracy(), TokenPerplexity()], path=Path(folder or '.'), model_dir='.')
+                   metrics=[TokenAccuracy(), TokenPerplexity()], path=Path(folder or "."), model_dir=".")

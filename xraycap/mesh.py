@@ -10,68 +10,68 @@ __all__ = ['FINDINGS', 'finding_codes', 'mesh_findings', 'finding_sides']
 
 
 # %% ../nbs/04_mesh.ipynb #295bfdba
-_spine = {'Thoracic Vertebrae', 'Spine', 'Lumbar Vertebrae', 'Cervical Vertebrae'}
-_aorta = {'Aorta', 'Aorta, Thoracic', 'aorta', 'aorta, thoracic', 'Aortic Aneurysm'}
-_rules = { # finding group -> does a code with this heading `h` and these qualifiers `q` belong to it?
-    'Cardiomegaly': lambda h, q: h == 'Cardiomegaly' or (h == 'Cardiac Shadow' and 'enlarged' in q),
-    'Opacity': lambda h, q: h in {'Opacity', 'Density'},
-    'Atelectasis': lambda h, q: h == 'Pulmonary Atelectasis',
-    'Granuloma': lambda h, q: h in {'Calcified Granuloma', 'Granuloma', 'Granulomatous Disease'} or (
-        h == 'Calcinosis' and 'lung' in q and 'lymph nodes' not in q),
-    'Calcified Lymph Node': lambda h, q: h == 'Calcinosis' and 'lymph nodes' in q,
-    'Hypoinflation': lambda h, q: 'hypoinflation' in q,
-    'Hyperinflation': lambda h, q: 'hyperdistention' in q or (h == 'Diaphragm' and 'flattened' in q) or h in {
-        'Emphysema', 'Pulmonary Emphysema', 'Pulmonary Disease, Chronic Obstructive', 'Lung, Hyperlucent', 'Bullous Emphysema'},
-    'Spine Degeneration': lambda h, q: (h in _spine and 'degenerative' in q) or h in {
-        'Osteophyte', 'Spondylosis', 'Hyperostosis, Diffuse Idiopathic Skeletal'},
-    'Scar': lambda h, q: h == 'Cicatrix',
-    'Tortuous Aorta': lambda h, q: h in _aorta and bool(q & {'tortuous', 'enlarged'}),
-    'Calcified Aorta': lambda h, q: h == 'Atherosclerosis' or (h == 'Calcinosis' and bool(q & _aorta)),
-    'Interstitial Markings': lambda h, q: h in {'Markings', 'Lung Diseases, Interstitial', 'Pulmonary Fibrosis'},
-    'Pleural Effusion': lambda h, q: h in {'Pleural Effusion', 'Hydropneumothorax'},
-    'Blunted Costophrenic Angle': lambda h, q: h == 'Costophrenic Angle',
-    'Elevated Diaphragm': lambda h, q: h == 'Diaphragmatic Eventration' or (h == 'Diaphragm' and 'elevated' in q),
-    'Catheter': lambda h, q: h in {'Catheters, Indwelling', 'Tube, Inserted'},
-    'Airspace Disease': lambda h, q: h in {'Airspace Disease', 'Infiltrate', 'Consolidation', 'Pneumonia'},
-    'Fracture': lambda h, q: h == 'Fractures, Bone' or (h == 'Deformity' and bool(q & {'ribs', 'clavicle'})),
-    'Nodule': lambda h, q: h in {'Nodule', 'Mass'},
-    'Pacemaker': lambda h, q: h in {'Implanted Medical Device', 'Medical Device'},
-    'Surgical Clips': lambda h, q: h in {'Surgical Instruments', 'Sutures'},
-    'Scoliosis': lambda h, q: h == 'Scoliosis',
-    'Kyphosis': lambda h, q: h == 'Kyphosis',
-    'Edema': lambda h, q: h in {'Pulmonary Congestion', 'Pulmonary Edema', 'Heart Failure'},
-    'Hiatal Hernia': lambda h, q: h == 'Hernia, Hiatal',
-    'Pleural Thickening': lambda h, q: h == 'Thickening',
-    'Pneumothorax': lambda h, q: h in {'Pneumothorax', 'Hydropneumothorax'},
-    'Spinal Hardware': lambda h, q: h == 'Spinal Fusion',
+_spine = {"Thoracic Vertebrae", "Spine", "Lumbar Vertebrae", "Cervical Vertebrae"}
+_aorta = {"Aorta", "Aorta, Thoracic", "aorta", "aorta, thoracic", "Aortic Aneurysm"}
+_rules = {  # finding group -> does a code with this heading `h` and these qualifiers `q` belong to it?
+    "Cardiomegaly": lambda h, q: h == "Cardiomegaly" or (h == "Cardiac Shadow" and "enlarged" in q),
+    "Opacity": lambda h, q: h in {"Opacity", "Density"},
+    "Atelectasis": lambda h, q: h == "Pulmonary Atelectasis",
+    "Granuloma": lambda h, q: h in {"Calcified Granuloma", "Granuloma", "Granulomatous Disease"} or (
+        h == "Calcinosis" and "lung" in q and "lymph nodes" not in q),
+    "Calcified Lymph Node": lambda h, q: h == "Calcinosis" and "lymph nodes" in q,
+    "Hypoinflation": lambda h, q: "hypoinflation" in q,
+    "Hyperinflation": lambda h, q: "hyperdistention" in q or (h == "Diaphragm" and "flattened" in q) or h in {
+        "Emphysema", "Pulmonary Emphysema", "Pulmonary Disease, Chronic Obstructive", "Lung, Hyperlucent", "Bullous Emphysema"},
+    "Spine Degeneration": lambda h, q: (h in _spine and "degenerative" in q) or h in {
+        "Osteophyte", "Spondylosis", "Hyperostosis, Diffuse Idiopathic Skeletal"},
+    "Scar": lambda h, q: h == "Cicatrix",
+    "Tortuous Aorta": lambda h, q: h in _aorta and bool(q & {"tortuous", "enlarged"}),
+    "Calcified Aorta": lambda h, q: h == "Atherosclerosis" or (h == "Calcinosis" and bool(q & _aorta)),
+    "Interstitial Markings": lambda h, q: h in {"Markings", "Lung Diseases, Interstitial", "Pulmonary Fibrosis"},
+    "Pleural Effusion": lambda h, q: h in {"Pleural Effusion", "Hydropneumothorax"},
+    "Blunted Costophrenic Angle": lambda h, q: h == "Costophrenic Angle",
+    "Elevated Diaphragm": lambda h, q: h == "Diaphragmatic Eventration" or (h == "Diaphragm" and "elevated" in q),
+    "Catheter": lambda h, q: h in {"Catheters, Indwelling", "Tube, Inserted"},
+    "Airspace Disease": lambda h, q: h in {"Airspace Disease", "Infiltrate", "Consolidation", "Pneumonia"},
+    "Fracture": lambda h, q: h == "Fractures, Bone" or (h == "Deformity" and bool(q & {"ribs", "clavicle"})),
+    "Nodule": lambda h, q: h in {"Nodule", "Mass"},
+    "Pacemaker": lambda h, q: h in {"Implanted Medical Device", "Medical Device"},
+    "Surgical Clips": lambda h, q: h in {"Surgical Instruments", "Sutures"},
+    "Scoliosis": lambda h, q: h == "Scoliosis",
+    "Kyphosis": lambda h, q: h == "Kyphosis",
+    "Edema": lambda h, q: h in {"Pulmonary Congestion", "Pulmonary Edema", "Heart Failure"},
+    "Hiatal Hernia": lambda h, q: h == "Hernia, Hiatal",
+    "Pleural Thickening": lambda h, q: h == "Thickening",
+    "Pneumothorax": lambda h, q: h in {"Pneumothorax", "Hydropneumothorax"},
+    "Spinal Hardware": lambda h, q: h == "Spinal Fusion",
 }
 FINDINGS = list(_rules)
 
 # %% ../nbs/04_mesh.ipynb #04f5c157
 def finding_codes(
-    mesh: list, # the MeSH codes of one report
-) -> list: # (finding, set of its heading and qualifiers), one for each code that belongs to a finding group
+    mesh: list,  # the MeSH codes of one report
+) -> list:  # (finding, set of its heading and qualifiers), one for each code that belongs to a finding group
     "The codes that the phantom paints, by finding"
     out = []
     for code in mesh:
-        head, *quals = [part for part in map(str.strip, code.split('/')) if part] or ['']
+        head, *quals = [part for part in map(str.strip, code.split("/")) if part] or [""]
         out += [(name, {head, *quals}) for name, rule in _rules.items() if rule(head, set(quals))]
     return out
 
 # %% ../nbs/04_mesh.ipynb #64d339da
 def mesh_findings(
-    mesh: list, # the MeSH codes of one report, such as `Opacity/lung/upper lobe/right`
-) -> set: # the finding groups among `FINDINGS` that the codes name
+    mesh: list,  # the MeSH codes of one report, such as `Opacity/lung/upper lobe/right`
+) -> set:  # the finding groups among `FINDINGS` that the codes name
     "The finding groups of a report's MeSH codes"
     return {name for name, _ in finding_codes(mesh)}
 
 # %% ../nbs/04_mesh.ipynb #53c3aa18
 def finding_sides(
-    mesh: list, # the MeSH codes of one report
-) -> dict: # {finding: set of 'right' and 'left'}, for the findings whose code names a side
+    mesh: list,  # the MeSH codes of one report
+) -> dict:  # {finding: set of 'right' and 'left'}, for the findings whose code names a side
     "The sides that a report's MeSH codes name"
     out = {}
     for name, q in finding_codes(mesh):
-        sides = {'right', 'left'} if 'bilateral' in q else q & {'right', 'left'}
+        sides = {"right", "left"} if "bilateral" in q else q & {"right", "left"}
         if sides: out[name] = out.get(name, set()) | sides
     return out

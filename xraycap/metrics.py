@@ -15,10 +15,10 @@ import numpy as np
 def check_pairs(references, hypotheses):
     for texts in (references, hypotheses):
         if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
-            raise ValueError('References and hypotheses must be lists of strings, one report each, words separated by spaces.')
+            raise ValueError("References and hypotheses must be lists of strings, one report each, words separated by spaces.")
     if len(references) != len(hypotheses) or not len(references):
-        raise ValueError(f'Each hypothesis needs its reference, but there are {len(references)} references '
-                         f'and {len(hypotheses)} hypotheses.')
+        raise ValueError(f"Each hypothesis needs its reference, but there are {len(references)} references "
+                         f"and {len(hypotheses)} hypotheses.")
 
 def _ngram_tables(references, hypotheses):
     "For each order 1 to 4: study, n-gram number, count in the reference, count in the hypothesis (int arrays of equal length)"
@@ -49,7 +49,7 @@ def bleu_counts(references, hypotheses):
 def bleu_of_counts(counts):
     "BLEU-1 to BLEU-4 (..., 4) of summed counts (..., 9)"
     matches, totals, length = counts[..., :4], counts[..., 4:8], counts[..., 8]
-    with np.errstate(divide='ignore', invalid='ignore'):
+    with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(matches > 0, matches / totals, 0)
         penalty = np.minimum(0, 1 - length / totals[..., 0])
         score = np.exp(np.log(precision).cumsum(-1) / np.arange(1, 5) + penalty[..., None])
@@ -114,10 +114,10 @@ def meteor(
     check_pairs(references, hypotheses)
     try:
         from pycocoevalcap.meteor.meteor import Meteor
-        subprocess.run(['java', '-version'], capture_output=True, check=True)
+        subprocess.run(["java", "-version"], capture_output=True, check=True)
     except (ImportError, OSError, subprocess.CalledProcessError): return None
     # the program reads a line a study, its parts between |||
-    refs, hyps = ({i: [' '.join(t.replace('|||', ' ').split())] for i, t in enumerate(texts)} for texts in (references, hypotheses))
+    refs, hyps = ({i: [" ".join(t.replace("|||", " ").split())] for i, t in enumerate(texts)} for texts in (references, hypotheses))
     return Meteor().compute_score(refs, hyps)[0]
 
 # %% ../nbs/15_metrics.ipynb #9ce21e24

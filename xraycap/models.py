@@ -36,8 +36,8 @@ model_files = {"config.json", "vocab.json", "model.safetensors", "score.json"}  
 
 # %% ../nbs/17_models.ipynb #d60393ea
 def check_out(
-    path:str|Path, # folder that a model is to be saved into
-) -> Path: # the same
+    path: str | Path,  # folder that a model is to be saved into
+) -> Path:  # the same
     "Raises `ValueError` when saving a model there would destroy something, or cannot be done."
     path = Path(path)
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - model_files):
@@ -49,10 +49,10 @@ def check_out(
     return path
 
 def save_model(
-    path:str|Path, # folder to write; an older model there is replaced, anything else is left alone
-    decoder:torch.nn.Module, # one of `decoder_names`
-    vocab:Vocab, # its words
-    about:dict, # what to remember: `encoder` (weights' name), `images` ('phantom', 'openi' or the table's name), `split`...
+    path: str | Path,  # folder to write; an older model there is replaced, anything else is left alone
+    decoder: torch.nn.Module,  # one of `decoder_names`
+    vocab: Vocab,  # its words
+    about: dict,  # what to remember: `encoder` (weights' name), `images` ('phantom', 'openi' or the table's name), `split`...
 ):
     "Write a model folder, whole or not at all. Raises `ValueError` like `check_out`, and where `about` lacks `encoder` or `images`."
     if not {"encoder", "images"} <= about.keys(): raise ValueError("`about` must name the model's encoder and images.")
@@ -72,8 +72,8 @@ def save_model(
 
 # %% ../nbs/17_models.ipynb #067709f7
 def find_model(
-    model:str|Path, # a folder, or the name of a model that came with the package, such as 'attention'
-) -> Path: # the folder
+    model: str | Path,  # a folder, or the name of a model that came with the package, such as 'attention'
+) -> Path:  # the folder
     "Where the model is. Raises `FileNotFoundError` when there is none."
     names = sorted(p.parent.name for p in assets.glob("*/model.safetensors"))
     path = assets/model if model in names else Path(model)  # a Path is always a folder
@@ -81,8 +81,8 @@ def find_model(
     raise FileNotFoundError(f"There is no model '{model}': give a folder that has config.json, or one of these names: {', '.join(names) or '(none)'}.")
 
 def load_model(
-    model:str|Path, # a folder, or the name of a model that came with the package
-) -> tuple: # (decoder in evaluation mode, float32; vocab; config dict)
+    model: str | Path,  # a folder, or the name of a model that came with the package
+) -> tuple:  # (decoder in evaluation mode, float32; vocab; config dict)
     "Open a model folder. Raises `FileNotFoundError` when there is none and `ValueError` when it is damaged."
     path = find_model(model)
     try:
@@ -97,13 +97,13 @@ def load_model(
 
 # %% ../nbs/17_models.ipynb #8f1c99c9
 def generate(
-    decoder:torch.nn.Module, # one of `decoder_names`
-    vocab:Vocab, # its words
-    store, # `FeatureStore`
-    uids:list, # int, which studies
-    k:int=3, # beam width
-    bs:int=64, # studies at a time
-) -> list: # of str, one report for each study
+    decoder: torch.nn.Module,  # one of `decoder_names`
+    vocab: Vocab,  # its words
+    store,  # `FeatureStore`
+    uids: list,  # int, which studies
+    k: int = 3,  # beam width
+    bs: int = 64,  # studies at a time
+) -> list:  # of str, one report for each study
     "Describe each study with beam search."
     texts = []
     for i in tqdm(range(0, len(uids), bs), desc="describing", leave=False):
@@ -113,10 +113,10 @@ def generate(
 
 # %% ../nbs/17_models.ipynb #b11d0a04
 def describe(
-    model:str|Path, # a model's folder or name
-    studies:pd.DataFrame, # of `load_studies`
-    k:int=3, # beam width
-) -> list: # of str, one report for each study
+    model: str | Path,  # a model's folder or name
+    studies: pd.DataFrame,  # of `load_studies`
+    k: int = 3,  # beam width
+) -> list:  # of str, one report for each study
     "What a saved model says about some studies. Raises like `load_model`."
     decoder, vocab, config = load_model(model)
     return generate(decoder, vocab, store_features(studies, fused(CheXNet(config["encoder"]))), list(studies.uid), k=k)

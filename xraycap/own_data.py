@@ -78,7 +78,7 @@ def _deal(path, rows, uids):
 
 # %% ../nbs/a4_own_data.ipynb #f2d62fa5
 def own_studies(
-    path, # Path of a .csv or an annotation.json
+    path,  # Path of a .csv or an annotation.json
 ):
     "-> (table of the studies of a CSV or annotation.json, {image: path} of those that are there, the split's name)"
     if not path.is_file(): raise FileNotFoundError(f"There is no file {path}: check the name of your table of studies.")

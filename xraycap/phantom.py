@@ -16,7 +16,7 @@ from .mesh import FINDINGS, finding_codes
 from .radiographs import open_radiograph, square
 
 # %% ../nbs/05_phantom.ipynb #7a0ada81
-Beads = namedtuple('Beads', 'center axis long short mu') # spheroids: (N,3) cm, (N,3) unit, (N,) cm, (N,) cm, (N,) 1/cm
+Beads = namedtuple("Beads", "center axis long short mu")  # spheroids: (N,3) cm, (N,3) unit, (N,) cm, (N,) cm, (N,) 1/cm
 
 def _beads(center, long, short=None, mu=.03, axis=(0, 0, 1)):
     "Spheroids at `center` (N,3) or (3,); every other argument may be one value for all"
@@ -36,7 +36,7 @@ def _tube(paths, radius, mu):
     return _beads(paths.reshape(-1, 3), long.ravel(), r.ravel(), (mu * 2 * d / (np.pi * long)).ravel(), step.reshape(-1, 3) + 1e-9)
 
 # %% ../nbs/05_phantom.ipynb #47c5fb3c
-Solid = namedtuple('Solid', 'center form') # the points p with (p-center)' form (p-center) <= 1
+Solid = namedtuple("Solid", "center form")  # the points p with (p-center)' form (p-center) <= 1
 
 def _solid(center, axes, R=None):
     "An ellipsoid of semi-axes `axes` (cm) turned by `R`"
@@ -53,20 +53,20 @@ def _turn(axis, degrees):
 class View:
     "A parallel projection: `frontal` along y (patient's left on the right), `lateral` along x (front of the chest on the left)"
     def __init__(self,
-        name: str, # 'frontal' or 'lateral'
-        width: float, # of the film, in cm
-        height: float, # in cm
-        center: tuple, # where the middle of the film is: cm across, cm up
-        size: int, # pixels a side
+        name: str,  # 'frontal' or 'lateral'
+        width: float,  # of the film, in cm
+        height: float,  # in cm
+        center: tuple,  # where the middle of the film is: cm across, cm up
+        size: int,  # pixels a side
     ):
-        self.size, self.along, self.across = size, *((1, 0) if name == 'frontal' else (0, 1))
-        self.sign = 1. if name == 'frontal' else -1.
-        self.du, self.dv = width / size, height / size # cm a pixel
+        self.size, self.along, self.across = size, *((1, 0) if name == "frontal" else (0, 1))
+        self.sign = 1. if name == "frontal" else -1.
+        self.du, self.dv = width / size, height / size  # cm a pixel
         self.u = center[0] - width / 2 + self.du * (np.arange(size) + .5)
         self.v = center[1] + height / 2 - self.dv * (np.arange(size) + .5)
 
     def form(self,
-        A, # (...,3,3) in the axes of the film: the matrix of a `Solid`, turned
+        A,  # (...,3,3) in the axes of the film: the matrix of a `Solid`, turned
     ):
         "Project quadratic forms (...,3,3): ellipse entries and half chord at its centre"
         h, d, s = self.across, self.along, self.sign
@@ -77,8 +77,8 @@ class View:
         return uu, vv, uv, 1 / np.sqrt(dd)
 
     def splat(self,
-        R, # (3,3): how the body is turned
-        *layers, # `Beads`, one for each layer
+        R,  # (3,3): how the body is turned
+        *layers,  # `Beads`, one for each layer
     ):
         "Attenuation (layers,size,size) of spheroids: the closed-form chord of each, on the few pixels it covers"
         beads, layer = _join(*layers), np.repeat(np.arange(len(layers)), [len(x.mu) for x in layers])
@@ -87,23 +87,23 @@ class View:
         c, t = beads.center @ R.T, beads.axis @ R.T
         k = 1 / beads.long**2 - 1 / beads.short**2
         A = np.eye(3) / (beads.short**2)[:, None, None] + k[:, None, None] * t[:, :, None] * t[:, None, :]
-        uu, vv, uv, half = (x.astype('f4') for x in self.form(A))
-        rad = np.stack([np.sqrt(vv), np.sqrt(uu)]) / np.sqrt(uu * vv - uv**2) / [[self.du], [self.dv]] # half the window it needs, in pixels
+        uu, vv, uv, half = (x.astype("f4") for x in self.form(A))
+        rad = np.stack([np.sqrt(vv), np.sqrt(uu)]) / np.sqrt(uu * vv - uv**2) / [[self.du], [self.dv]]  # half the window it needs, in pixels
         at = np.stack([(self.sign * c[:, self.across] - self.u[0]) / self.du, (self.v[0] - c[:, 2]) / self.dv]) + pad
-        inside = ((at > 1.5 * rad + 2) & (at < side - 1.5 * rad - 3)).all(0) # the rest cannot reach the picture
-        bucket = np.ceil(np.log(np.maximum(rad, 1)) / np.log(1.5)).astype(int) # spheroids of like windows are computed at once
+        inside = ((at > 1.5 * rad + 2) & (at < side - 1.5 * rad - 3)).all(0)  # the rest cannot reach the picture
+        bucket = np.ceil(np.log(np.maximum(rad, 1)) / np.log(1.5)).astype(int)  # spheroids of like windows are computed at once
         code = np.where(inside, bucket[0] * 100 + bucket[1], -1)
-        near = np.round(at).astype('i4')
-        off = ((near - at) * [[self.du], [-self.dv]]).astype('f4')
-        first, amount = layer * side**2 + near[1] * side + near[0], 2 * half * beads.mu.astype('f4')
+        near = np.round(at).astype("i4")
+        off = ((near - at) * [[self.du], [-self.dv]]).astype("f4")
+        first, amount = layer * side**2 + near[1] * side + near[0], 2 * half * beads.mu.astype("f4")
         where, values = [], []
         for b in np.unique(code[inside]):
             alike = np.flatnonzero(code == b)
             wx, wy = (np.arange(-int(w), int(w) + 1) for w in np.ceil(rad[:, alike].max(1)))
             window = (wy[:, None] * side + wx)[:, :, None]
-            n = 1 + 40_000 // window.size # as many as stay in the processor's cache; spheroids last, so that numpy's inner loop is long
+            n = 1 + 40_000 // window.size  # as many as stay in the processor's cache; spheroids last, so that numpy's inner loop is long
             for i in (alike[k:k + n] for k in range(0, len(alike), n)):
-                gu, gv = off[0, i] + (wx * self.du).astype('f4')[:, None], off[1, i] - (wy * self.dv).astype('f4')[:, None]
+                gu, gv = off[0, i] + (wx * self.du).astype("f4")[:, None], off[1, i] - (wy * self.dv).astype("f4")[:, None]
                 q = (-2 * uv[i] * gv)[:, None] * gu
                 q -= uu[i] * gu**2; q += (1 - vv[i] * gv**2)[:, None]
                 np.maximum(q, 0, out=q); np.sqrt(q, out=q)
@@ -114,34 +114,34 @@ class View:
         return out.reshape(-1, side, side)[:, pad:-pad, pad:-pad]
 
     def interval(self,
-        solid, # `Solid`
-        R, # (3,3): how the body is turned
-        rows=slice(None), # pixels wanted
-        cols=slice(None), # the same
+        solid,  # `Solid`
+        R,  # (3,3): how the body is turned
+        rows=slice(None),  # pixels wanted
+        cols=slice(None),  # the same
     ):
         "Where each ray enters and leaves a solid: two arrays in cm along the ray; they meet where the ray misses it"
         c, A = R @ solid.center, R @ solid.form @ R.T
-        uu, vv, uv, half = (x.astype('f4') for x in self.form(A))
-        gu = (self.u[cols] - self.sign * c[self.across]).astype('f4')[None]
-        gv = (self.v[rows] - c[2]).astype('f4')[:, None]
+        uu, vv, uv, half = (x.astype("f4") for x in self.form(A))
+        gu = (self.u[cols] - self.sign * c[self.across]).astype("f4")[None]
+        gv = (self.v[rows] - c[2]).astype("f4")[:, None]
         q = (-2 * uv * gv) * gu
         q -= uu * gu**2; q += 1 - vv * gv**2
         np.maximum(q, 0, out=q); np.sqrt(q, out=q); q *= half
         d, h = self.along, self.across
-        tilt = (np.array([A[d, h] * self.sign, A[d, 2]]) / A[d, d]).astype('f4')
+        tilt = (np.array([A[d, h] * self.sign, A[d, 2]]) / A[d, d]).astype("f4")
         mid = (np.float32(c[d]) - tilt[1] * gv) - tilt[0] * gu
         return mid - q, mid + q
 
     def hits(self,
-        solid, # `Solid`
-        R, # (3,3): how the body is turned
+        solid,  # `Solid`
+        R,  # (3,3): how the body is turned
     ):
         "Which rays go through a solid: bool (size,size)"
         return np.subtract(*self.interval(solid, R)[::-1]) > 0
 
     def box(self,
-        solid, # `Solid`
-        R, # (3,3): how the body is turned
+        solid,  # `Solid`
+        R,  # (3,3): how the body is turned
     ):
         "Rows and columns that a solid can touch"
         c, A = R @ solid.center, R @ solid.form @ R.T
@@ -157,12 +157,12 @@ class View:
 def _uncovered(inner, covers):
     "Length (cm) of the interval `inner` that no interval of `covers` takes, ray by ray"
     lo, hi = inner
-    s, e = [lo], [lo] # entries and exits, each sorted on its own: a gap lies wherever the next entry comes after the exit
+    s, e = [lo], [lo]  # entries and exits, each sorted on its own: a gap lies wherever the next entry comes after the exit
     for a, b in covers:
         a, b = np.clip(a, lo, hi), np.clip(b, lo, hi)
         hit = b > a
         if not hit.any(): continue
-        a, b = np.where(hit, a, lo), np.where(hit, b, lo) # a miss must not cut the free length in two: rounding would show
+        a, b = np.where(hit, a, lo), np.where(hit, b, lo)  # a miss must not cut the free length in two: rounding would show
         for i in range(len(s)): s[i], a = np.minimum(s[i], a), np.maximum(s[i], a)
         for i in range(len(e)): e[i], b = np.minimum(e[i], b), np.maximum(e[i], b)
         s.append(a); e.append(b)
@@ -178,13 +178,13 @@ def _draw_body(uid):
     b.tall = np.clip(n(1, .055) - .03 * b.female, .86, 1.14)
     b.wide = np.clip(n(1, .065) - .04 * b.female, .84, 1.17)
     b.deep = np.clip(n(1, .09), .78, 1.25)
-    b.fat = np.clip(n(2.2, 1.1), .6, 5.5) # soft tissue round the cage
-    b.breath = n(0, .7) # height of the diaphragm
+    b.fat = np.clip(n(2.2, 1.1), .6, 5.5)  # soft tissue round the cage
+    b.breath = n(0, .7)  # height of the diaphragm
     b.yaw = n(0, 2.2)
     b.lean = n(0, 1.2)
-    b.ratio = u(.38, .478) # heart width / thorax width
+    b.ratio = u(.38, .478)  # heart width / thorax width
     b.heart_tilt = n(38, 6)
-    b.curve = n(0, .35) # sideways bend of the spine
+    b.curve = n(0, .35)  # sideways bend of the spine
     b.hunch = n(1.6, .5)
     b.knob = np.clip(n(1.5, .18), 1.1, 1.9)
     b.vessels = np.clip(n(1, .16), .65, 1.45)
@@ -195,37 +195,37 @@ def _draw_body(uid):
 # %% ../nbs/05_phantom.ipynb #48d5e24f
 def _grow(b, found):
     "Organs as solids, after the findings that change a shape; `found` is {finding: qualifiers}"
-    severity = lambda q: 1.5 if q & {'severe', 'large'} else .75 if q & {'mild', 'small', 'borderline'} else 1.
+    severity = lambda q: 1.5 if q & {"severe", "large"} else .75 if q & {"mild", "small", "borderline"} else 1.
     rng = np.random.default_rng([b.uid, 1])
-    z = rng.uniform(0, 1, 12) # drawn always, so that one finding never changes another's place
-    hyper, hypo = found.get('Hyperinflation'), found.get('Hypoinflation')
-    puff = 0 if hyper is None else .5 if {h for h in hyper if h[0].isupper()} == {'Diaphragm'} else (.9 + .6 * z[0]) * severity(hyper)
+    z = rng.uniform(0, 1, 12)  # drawn always, so that one finding never changes another's place
+    hyper, hypo = found.get("Hyperinflation"), found.get("Hypoinflation")
+    puff = 0 if hyper is None else .5 if {h for h in hyper if h[0].isupper()} == {"Diaphragm"} else (.9 + .6 * z[0]) * severity(hyper)
     squeeze = 0 if hypo is None else (.9 + .5 * z[1]) * severity(hypo)
-    b.W, b.D = 6.75 * b.wide, (8.3 + .75 * puff - .3 * squeeze) * b.deep # half width and half depth of a lung
+    b.W, b.D = 6.75 * b.wide, (8.3 + .75 * puff - .3 * squeeze) * b.deep  # half width and half depth of a lung
     b.H, b.zc = 16.6 * b.tall, -3 * b.tall
     b.xc = 6.35 * b.wide
-    b.base = -8.6 * b.tall + b.breath - 1.9 * puff + 2.3 * squeeze # top of the right dome
+    b.base = -8.6 * b.tall + b.breath - 1.9 * puff + 2.3 * squeeze  # top of the right dome
     raise_ = {s: 0. for s in (-1, 1)}
-    q = found.get('Elevated Diaphragm')
+    q = found.get("Elevated Diaphragm")
     if q is not None:
         side = _side(q, z[2])
         for s in side: raise_[s] = (2.3 + 1.6 * z[3]) * severity(q)
     b.lungs = {s: _solid((s * b.xc, -.6, b.zc), (b.W, b.D, b.H), _turn(1, s * 5)) for s in (-1, 1)}
-    flat = 1 + .30 * puff + (.25 if hyper and 'flattened' in hyper else 0)
+    flat = 1 + .30 * puff + (.25 if hyper and "flattened" in hyper else 0)
     b.tops = {s: b.base + raise_[s] - (.9 if s > 0 else 0) for s in (-1, 1)}
     b.domes = {s: _solid((s * b.xc * .95, 1., b.tops[s] - 8.5 / flat), (b.W * 1.04, b.D * 1.08, 8.5 / flat)) for s in (-1, 1)}
     b.dome0 = {s: b.base - (.9 if s > 0 else 0) for s in (-1, 1)}
     b.mediastinum = _solid((.1, -.8, 5), ((2.5 + .12 * b.fat) * b.wide, 6. * b.deep, 21))
     ratio = b.ratio
-    q = found.get('Cardiomegaly')
+    q = found.get("Cardiomegaly")
     if q is not None:
         ratio = {.75: .525 + .045 * z[4], 1.: .54 + .07 * z[4], 1.5: .60 + .09 * z[4]}[severity(q)]
-        if 'borderline' in q: ratio = .518 + .03 * z[4]
+        if "borderline" in q: ratio = .518 + .03 * z[4]
     b.heart_z = -6.9 * b.tall + .75 * b.breath + .9 * squeeze - .8 * puff
-    b.heart = _heart(b, ratio, round_=q is not None and 'Cardiac Shadow' in q)
-    q = found.get('Scoliosis')
+    b.heart = _heart(b, ratio, round_=q is not None and "Cardiac Shadow" in q)
+    q = found.get("Scoliosis")
     bend = 0 if q is None else (2.5 + 1.5 * z[5]) * severity(q) * (1 if _side(q, z[6])[0] > 0 else -1)
-    q = found.get('Kyphosis')
+    q = found.get("Kyphosis")
     hunch = b.hunch + (0 if q is None else (2.3 + z[7]) * severity(q))
     b.spine = lambda zz: np.stack([bend * np.sin((zz + 2) / 5.2) + b.curve * np.sin(zz / 8),
                                    -7.1 * b.deep - 1.2 - hunch * np.cos((zz - 2) / 11) + 1.1, zz], -1)
@@ -233,8 +233,8 @@ def _grow(b, found):
 
 def _side(q, z):
     "Sides that qualifiers name, -1 the patient's right and +1 the left; drawn by `z` in [0,1) where they name none"
-    if 'bilateral' in q or {'right', 'left'} <= q: return [-1, 1]
-    return [-1] if 'right' in q or (not q & {'right', 'left'} and z < .5) else [1]
+    if "bilateral" in q or {"right", "left"} <= q: return [-1, 1]
+    return [-1] if "right" in q or (not q & {"right", "left"} and z < .5) else [1]
 
 def _heart(b, ratio, round_):
     "A heart whose frontal shadow is `ratio` of the thorax's inner width; `round_`: a globe rather than an egg"
@@ -252,7 +252,7 @@ def _outline(b, view):
     w, d = b.xc + b.W + b.fat * .85 + 1.9, b.D + b.fat * .8 + 1.5
     torso = _solid((0, -.6, -9), (w, d, 46 * b.tall))
     neck = _solid((0, -3, 21 * b.tall), (5.2 + .35 * b.fat, 5.4 + .3 * b.fat, 13))
-    if view == 'frontal':
+    if view == "frontal":
         arms = [_solid((s * (w - .5), -2, 11.5 * b.tall), (5.6 + .5 * b.fat, 5 + .3 * b.fat, 8.6), _turn(1, -s * 24)) for s in (-1, 1)]
     else:
         arms = [_solid((s * 10, 4, 22 * b.tall), (4.2 + .3 * b.fat, 12, 7.5 + .4 * b.fat), _turn(0, -20)) for s in (-1, 1)]
@@ -328,7 +328,7 @@ def _branches(b):
         w, d = _cage(b, tip_z)
         tip = np.stack([s * np.clip(w * rng.uniform(.45, .88, n), 4, None), rng.uniform(-.75, .75, n) * d, tip_z], -1)
         start = hilum + rng.normal(0, 1, (n, 3)) * [.25, .9, .5]; r0 = .52 * b.vessels
-        for steps, kids in (20, 3), (10, 2), (7, 0): # beads along a branch, branches that leave it
+        for steps, kids in (20, 3), (10, 2), (7, 0):  # beads along a branch, branches that leave it
             t = np.linspace(0, 1, steps)[None, :, None]
             bow = rng.normal(0, .14, (len(tip), 1, 3)) * np.linalg.norm(tip - start, axis=1)[:, None, None]
             path = start[:, None] + (tip - start)[:, None] * t + bow * np.sin(np.pi * t)
@@ -345,11 +345,11 @@ def _branches(b):
 # %% ../nbs/05_phantom.ipynb #b9d2e437
 def _place(b, q, rng, side):
     "A point (cm) inside the lung of `side`, in the lobe or zone that the qualifiers name"
-    zone = next((z for z in ('apex', 'upper lobe', 'middle lobe', 'lingula', 'lower lobe', 'base', 'hilum', 'retrocardiac') if z in q), None)
-    low, high, back, front, near, far = { # heights in cm; depth from -1 (back) to 1 (front); from the mediastinum 0 to the ribs 1
-        'apex': (8.5, 10.6, -.4, .3, .3, .6), 'upper lobe': (3, 8.5, -.4, .5, .3, .8), 'middle lobe': (-5.5, -1.5, .25, .7, .25, .7),
-        'lingula': (-5.5, -1.5, .25, .7, .45, .8), 'lower lobe': (-7, -.5, -.75, -.3, .3, .8), 'base': (-7.5, -4.5, -.6, .1, .3, .8),
-        'hilum': (-.8, 1.6, -.25, .1, .02, .15), 'retrocardiac': (-6.5, -3.5, -.8, -.55, .02, .2), None: (-6, 7.5, -.6, .5, .25, .8)}[zone]
+    zone = next((z for z in ("apex", "upper lobe", "middle lobe", "lingula", "lower lobe", "base", "hilum", "retrocardiac") if z in q), None)
+    low, high, back, front, near, far = {  # heights in cm; depth from -1 (back) to 1 (front); from the mediastinum 0 to the ribs 1
+        "apex": (8.5, 10.6, -.4, .3, .3, .6), "upper lobe": (3, 8.5, -.4, .5, .3, .8), "middle lobe": (-5.5, -1.5, .25, .7, .25, .7),
+        "lingula": (-5.5, -1.5, .25, .7, .45, .8), "lower lobe": (-7, -.5, -.75, -.3, .3, .8), "base": (-7.5, -4.5, -.6, .1, .3, .8),
+        "hilum": (-.8, 1.6, -.25, .1, .02, .15), "retrocardiac": (-6.5, -3.5, -.8, -.55, .02, .2), None: (-6, 7.5, -.6, .5, .25, .8)}[zone]
     z = rng.uniform(low, high) * b.tall
     w, d = _cage(b, z)
     y = rng.uniform(back, front) * d - .6
@@ -374,35 +374,35 @@ def _streak(rng, c, length, r, mu, slope):
 # %% ../nbs/05_phantom.ipynb #ee20c35b
 def _paint_lung(b, name, q, rng, k):
     "Beads of a finding inside the lungs; `k` is its severity"
-    sides = _side(q, rng.random()); many = bool(q & {'multiple', 'scattered', 'diffuse', 'bilateral'})
+    sides = _side(q, rng.random()); many = bool(q & {"multiple", "scattered", "diffuse", "bilateral"})
     out = []
     for s in sides:
-        for _ in range(rng.integers(2, 5) if many and name in ('Granuloma', 'Nodule', 'Opacity', 'Scar', 'Calcified Lymph Node') else 1):
-            c = _place(b, q if name != 'Calcified Lymph Node' else q | {'hilum'}, rng, s)
-            if name == 'Opacity':
+        for _ in range(rng.integers(2, 5) if many and name in ("Granuloma", "Nodule", "Opacity", "Scar", "Calcified Lymph Node") else 1):
+            c = _place(b, q if name != "Calcified Lymph Node" else q | {"hilum"}, rng, s)
+            if name == "Opacity":
                 r = rng.uniform(1.4, 2.3) * k
-                if q & {'streaky', 'interstitial'}: out += [_streak(rng, c + rng.normal(0, .7, 3), 2 * r, .25, .35, rng.uniform(0, np.pi)) for _ in range(4)]
-                elif 'patchy' in q: out += [_blob(rng, c + rng.normal(0, 1.3, 3), .5 * r, .16) for _ in range(4)]
-                elif 'round' in q: out.append(_beads(c, .6 * r, None, .20))
-                elif 'Density' in q: out.append(_beads(c, .9 * r, .65 * r, .19, rng.normal(0, 1, 3)))
+                if q & {"streaky", "interstitial"}: out += [_streak(rng, c + rng.normal(0, .7, 3), 2 * r, .25, .35, rng.uniform(0, np.pi)) for _ in range(4)]
+                elif "patchy" in q: out += [_blob(rng, c + rng.normal(0, 1.3, 3), .5 * r, .16) for _ in range(4)]
+                elif "round" in q: out.append(_beads(c, .6 * r, None, .20))
+                elif "Density" in q: out.append(_beads(c, .9 * r, .65 * r, .19, rng.normal(0, 1, 3)))
                 else: out.append(_blob(rng, c, r, .15))
-            elif name == 'Airspace Disease': # (patches, how far apart, radius, 1/cm)
-                n, apart, r, mu = next((v for h, v in (('Infiltrate', (5, 1.6, 1.0, .16)), ('Consolidation', (2, .6, 2.3, .20)), ('Pneumonia', (3, 1.4, 2.4, .12))) if h in q),
+            elif name == "Airspace Disease":  # (patches, how far apart, radius, 1/cm)
+                n, apart, r, mu = next((v for h, v in (("Infiltrate", (5, 1.6, 1.0, .16)), ("Consolidation", (2, .6, 2.3, .20)), ("Pneumonia", (3, 1.4, 2.4, .12))) if h in q),
                                        (2, 1.1, 2.2, .13))
                 out += [_blob(rng, c + rng.normal(0, apart, 3), r * rng.uniform(.8, 1.2) * k, mu, 12) for _ in range(n)]
-            elif name == 'Nodule': out.append(_beads(c, rng.uniform(.75, 1.25) * k * (2.2 if 'Mass' in q else 1), None, .13 if 'Mass' in q else .26))
-            elif name == 'Granuloma':
-                if 'Granulomatous Disease' in q: # old and healed: specks, and lime in the hilum
-                    out += [_beads(_place(b, q, rng, s), rng.uniform(.28, .42), None, 1.) for _ in range(3)] + [_beads(_place(b, {'hilum'}, rng, s), .5, None, .8)]
-                elif 'Calcinosis' in q: out.append(_beads(c + rng.normal(0, .55, (5, 3)), rng.uniform(.2, .38, 5), None, 1.1))
-                else: out.append(_beads(c, rng.uniform(.42, .62), None, 1. if 'Calcified Granuloma' in q else .5))
-            elif name == 'Calcified Lymph Node':
+            elif name == "Nodule": out.append(_beads(c, rng.uniform(.75, 1.25) * k * (2.2 if "Mass" in q else 1), None, .13 if "Mass" in q else .26))
+            elif name == "Granuloma":
+                if "Granulomatous Disease" in q:  # old and healed: specks, and lime in the hilum
+                    out += [_beads(_place(b, q, rng, s), rng.uniform(.28, .42), None, 1.) for _ in range(3)] + [_beads(_place(b, {"hilum"}, rng, s), .5, None, .8)]
+                elif "Calcinosis" in q: out.append(_beads(c + rng.normal(0, .55, (5, 3)), rng.uniform(.2, .38, 5), None, 1.1))
+                else: out.append(_beads(c, rng.uniform(.42, .62), None, 1. if "Calcified Granuloma" in q else .5))
+            elif name == "Calcified Lymph Node":
                 out.append(_beads(c + rng.normal(0, .35, (4, 3)), rng.uniform(.35, .6, 4), None, .6))
-            elif name == 'Atelectasis':
-                c = c if q & {'upper lobe', 'apex', 'middle lobe', 'lingula'} else _place(b, q | {'base'} - {'lower lobe'}, rng, s)
+            elif name == "Atelectasis":
+                c = c if q & {"upper lobe", "apex", "middle lobe", "lingula"} else _place(b, q | {"base"} - {"lower lobe"}, rng, s)
                 out += [_streak(rng, c + [0, 0, i * .9], rng.uniform(4, 6.5) * k, .34, .36, s * rng.uniform(-.25, .25)) for i in range(2)]
                 out.append(_blob(rng, c, 1.2, .06))
-            elif name == 'Scar':
+            elif name == "Scar":
                 out += [_streak(rng, c + rng.normal(0, .45, 3), rng.uniform(2.4, 3.8) * k, .19, .62, rng.uniform(.5, 2.6)) for _ in range(3)]
     return _join(*out)
 
@@ -411,9 +411,9 @@ def _paint_diffuse(b, name, q, rng, k):
     "Beads of interstitial markings or edema: a net of fine lines, or wet vessels and a haze round both hila"
     out = []
     for s in (-1, 1):
-        if name == 'Interstitial Markings':
-            if 'bronchovascular' in q: zone, n, r = 'hilum', 40, .17
-            elif 'Pulmonary Fibrosis' in q: zone, n, r = 'base', 60, .19
+        if name == "Interstitial Markings":
+            if "bronchovascular" in q: zone, n, r = "hilum", 40, .17
+            elif "Pulmonary Fibrosis" in q: zone, n, r = "base", 60, .19
             else: zone, n, r = None, 46, .13
             c = np.stack([_place(b, {zone} if zone and rng.random() < .7 else set(), rng, s) for _ in range(n)])
             ang = rng.uniform(0, np.pi, n); d = np.stack([np.cos(ang), rng.uniform(-.4, .4, n), np.sin(ang)], -1)
@@ -421,27 +421,27 @@ def _paint_diffuse(b, name, q, rng, k):
             out.append(_tube(c[:, None] + t * rng.uniform(1.2, 2.8, (n, 1, 1)) * d[:, None], r, .36 * k))
         else:
             hilum = np.array([s * 4.1 * b.wide, -1, 0])
-            wet = bool(q & {'Pulmonary Edema', 'Heart Failure'}) # congestion stays in the vessels
+            wet = bool(q & {"Pulmonary Edema", "Heart Failure"})  # congestion stays in the vessels
             if wet: out.append(_beads(hilum + rng.normal(0, 1, (10, 3)) * [1.1, 1.6, 2.6], 2.3, 1.9, .022 * k, rng.normal(0, 1, (10, 3))))
-            tips = np.stack([_place(b, {'upper lobe'} if i % 2 else set(), rng, s) for i in range(16)])
+            tips = np.stack([_place(b, {"upper lobe"} if i % 2 else set(), rng, s) for i in range(16)])
             t = np.linspace(0, 1, 9)[None, :, None]
             out.append(_tube(hilum + (tips - hilum)[:, None] * t, .30 * (1 - .5 * t[..., 0]) * np.ones((16, 1)), .15 * k))
-            z = np.linspace(-6, -1, 6); w, _ = _cage(b, z) # Kerley lines at the outer bases
+            z = np.linspace(-6, -1, 6); w, _ = _cage(b, z)  # Kerley lines at the outer bases
             if wet: out.append(_tube(np.stack([s * (w - 2.2), 0 * z, z], -1)[:, None] + np.linspace(0, 1.8, 5)[None, :, None] * [s, 0, 0], .10, .35 * k))
     return _join(*out)
 
 # %% ../nbs/05_phantom.ipynb #9bb3a2f0
 def _paint_device(b, name, q, rng, k):
     "Beads of metal, plastic and calcium: catheters, pacemakers, clips and wires, rods, calcified aorta"
-    right = rng.random() < .6 if not q & {'right', 'left'} else 'right' in q
+    right = rng.random() < .6 if not q & {"right", "left"} else "right" in q
     s = -1 if right else 1
-    if name == 'Catheter':
+    if name == "Catheter":
         top = np.array([[s * 9.5, 3, 9.5], [s * 6, 4, 11.2], [s * 3.4, 2, 9.6], [-1.9, 1, 6], [-2.2, .5, 2.2], [-2.1, .8, -.5 - rng.uniform(0, 2)]])
-        if 'Tube, Inserted' in q: top = np.array([[s * 3.2, 0, 17], [s * 3, .5, 13], [-1.2, 1, 9], [-1.9, 1, 6], [-2.2, .5, 2.2], [-2.1, .8, 0]])
+        if "Tube, Inserted" in q: top = np.array([[s * 3.2, 0, 17], [s * 3, .5, 13], [-1.2, 1, 9], [-1.9, 1, 6], [-2.2, .5, 2.2], [-2.1, .8, 0]])
         port = [_beads(top[0], 1.15, 1.1, .5), _beads(top[0], .7, None, -.3)] if rng.random() < .5 else []
         return _join(_tube(_smooth(top * [b.wide, b.deep, b.tall])[None], .19, 1.5), *port)
-    if name == 'Pacemaker':
-        if q & {'aortic valve', 'Medical Device'}: # a ring in the heart
+    if name == "Pacemaker":
+        if q & {"aortic valve", "Medical Device"}:  # a ring in the heart
             a = np.linspace(0, 2 * np.pi, 30)
             return _tube((np.array([1.2, 1, -4.5]) + np.stack([1.5 * np.cos(a), .5 * np.sin(a), 1.1 * np.sin(a)], -1))[None], .22, 1.9)
         s = -s
@@ -449,21 +449,21 @@ def _paint_device(b, name, q, rng, k):
         lead = np.array([box, [s * 5.5, 4.5, 11.5], [s * 2, 3, 9.8], [-1.6, 1.5, 6], [-2.3, 1.5, 1], [-1.2, 3, -5], [3 + rng.uniform(0, 1.5), 5, -7.5]])
         lead2 = np.concatenate([lead[:5], [[-2.4, 3, -3.2]]])
         return _join(_beads(box, 2.5, 1.9, .55, (.3, 0, 1)), *[_tube(_smooth(p)[None], .15, 2.2) for p in (lead, lead2)])
-    if name == 'Surgical Clips':
-        if not q & {'abdomen', 'lung', 'breast', 'apex', 'upper lobe', 'right'}: # sternal wires and clips along the heart's left border
+    if name == "Surgical Clips":
+        if not q & {"abdomen", "lung", "breast", "apex", "upper lobe", "right"}:  # sternal wires and clips along the heart's left border
             z = np.linspace(7, -4, 6) * b.tall; a = np.linspace(0, 2 * np.pi, 14)
             ring = np.stack([.9 * np.cos(a), 0 * a, .55 * np.sin(a)], -1)
             wires = np.stack([0 * z, 0 * z + b.D * .97 - .6, z], -1)[:, None] + ring
             clips = np.stack([rng.uniform(2.5, 5, 6), rng.uniform(0, 5, 6), rng.uniform(-6, 3, 6)], -1)
             return _join(_tube(wires, .12, 2.8), _beads(clips, .42, .14, 2.6, rng.normal(0, 1, (6, 3))))
-        c = np.array([-rng.uniform(3, 6), 2, -rng.uniform(14, 15.5)]) if 'abdomen' in q else np.array([s * rng.uniform(5, 9), rng.uniform(-2, 5), rng.uniform(-9, 6)])
+        c = np.array([-rng.uniform(3, 6), 2, -rng.uniform(14, 15.5)]) if "abdomen" in q else np.array([s * rng.uniform(5, 9), rng.uniform(-2, 5), rng.uniform(-9, 6)])
         return _beads(c + rng.normal(0, 1.1, (7, 3)), .45, .15, 2.8, rng.normal(0, 1, (7, 3)))
-    if name == 'Calcified Aorta':
+    if name == "Calcified Aorta":
         a = np.linspace(-1.0, 2.2, 22)
         arc = np.stack([1.6 + b.knob * 1.15 * np.cos(a), -1.2 + 1.6 * np.sin(a), 5.4 * b.tall + b.knob * 1.15 * np.sin(a)], -1)
         down = np.stack([np.full(12, 3.4), np.full(12, -4.2), np.linspace(3, -6, 12)], -1) + rng.normal(0, .12, (12, 3))
-        return _tube(arc[None], .22, 1.1 * k) if 'Atherosclerosis' in q else _join(_tube(arc[None], .20, .9 * k), _tube(down[None], .20, .8 * k))
-    zz = np.linspace(-12, -4 + rng.uniform(0, 8), 12) # spinal hardware
+        return _tube(arc[None], .22, 1.1 * k) if "Atherosclerosis" in q else _join(_tube(arc[None], .20, .9 * k), _tube(down[None], .20, .8 * k))
+    zz = np.linspace(-12, -4 + rng.uniform(0, 8), 12)  # spinal hardware
     rods = [_tube((b.spine(zz) + [e * 1.5, -2, 0])[None], .26, 2.2) for e in (-1, 1)]
     screws = [_tube(np.linspace(b.spine(zz[::3]) + [e * 1.5, -2, 0], b.spine(zz[::3]) + [e * .7, 1, 0], 8).transpose(1, 0, 2), .22, 1.6) for e in (-1, 1)]
     return _join(*rods, *screws)
@@ -472,24 +472,24 @@ def _smooth(points, n=44):
     "`n` points on a smooth curve through `points` (cm)"
     t = np.linspace(0, len(points) - 1, n)
     p = np.stack([np.interp(t, np.arange(len(points)), x) for x in np.asarray(points, float).T], -1)
-    return gaussian_filter(p, (2.2, 0), mode='nearest')
+    return gaussian_filter(p, (2.2, 0), mode="nearest")
 
 # %% ../nbs/05_phantom.ipynb #bb3e604b
 def _paint_wall(b, name, q, rng, k):
     "Beads of a finding of the pleura or the ribs"
     out = []
     for s in _side(q, rng.random()):
-        if name == 'Fracture':
-            if 'clavicle' in q:
+        if name == "Fracture":
+            if "clavicle" in q:
                 c = np.array([s * (1.8 + (b.xc + b.W - .5) * .5), 4.1, 11.3 * b.tall + 1.4])
                 out.append(_join(_beads(c, 1., .9, .4), _beads(c + [0, 0, .5], .8, .35, .5, (1, 0, .5)))); continue
-            for i in rng.permutation(6)[:4 if 'multiple' in q else 2]: # callus and a step on the outer ribs
+            for i in rng.permutation(6)[:4 if "multiple" in q else 2]:  # callus and a step on the outer ribs
                 z = 6.5 - 2.3 * i + rng.normal(0, .3); w, d = _cage(b, z)
                 a = rng.uniform(.38, .6) * np.pi
                 c = np.array([s * w * np.sin(a)**.8, -.6 - d * np.cos(a), z])
                 out.append(_join(_beads(c, .95, .8, .32), _beads(c + [0, 0, .55], .8, .35, .5, (1, 0, .5))))
-        elif name == 'Pleural Thickening':
-            apical = bool(q & {'apex', 'upper lobe'}) or rng.random() < .5
+        elif name == "Pleural Thickening":
+            apical = bool(q & {"apex", "upper lobe"}) or rng.random() < .5
             z = np.linspace(8.5, 11.6, 9) if apical else np.linspace(-6, 2.5, 12)
             z = z * b.tall; w, d = _cage(b, z)
             x = s * np.minimum(w - .75, np.sqrt(np.clip(1 - ((z - b.zc) / b.H)**2, .01, 1)) * b.W + b.xc - .55)
@@ -506,18 +506,18 @@ def _effusion(b, q, rng, k):
     return out
 
 # %% ../nbs/05_phantom.ipynb #c28ba938
-_severe, _slight = {'severe', 'large', 'extensive', 'moderate'}, {'mild', 'small', 'borderline', 'minimal'}
-_lung = {'Opacity', 'Airspace Disease', 'Nodule', 'Granuloma', 'Calcified Lymph Node', 'Atelectasis', 'Scar'}
-_diffuse, _wall = {'Interstitial Markings', 'Edema'}, {'Fracture', 'Pleural Thickening'}
-_device = {'Catheter', 'Pacemaker', 'Surgical Clips', 'Calcified Aorta', 'Spinal Hardware'}
-_whole, _shape = {'Hypoinflation', 'Hyperinflation'}, {'Cardiomegaly', 'Elevated Diaphragm', 'Scoliosis', 'Kyphosis'}
+_severe, _slight = {"severe", "large", "extensive", "moderate"}, {"mild", "small", "borderline", "minimal"}
+_lung = {"Opacity", "Airspace Disease", "Nodule", "Granuloma", "Calcified Lymph Node", "Atelectasis", "Scar"}
+_diffuse, _wall = {"Interstitial Markings", "Edema"}, {"Fracture", "Pleural Thickening"}
+_device = {"Catheter", "Pacemaker", "Surgical Clips", "Calcified Aorta", "Spinal Hardware"}
+_whole, _shape = {"Hypoinflation", "Hyperinflation"}, {"Cardiomegaly", "Elevated Diaphragm", "Scoliosis", "Kyphosis"}
 
 def _wear(q):
     "Strength of spurs and of worn discs, and from which height up (cm): osteophytes are spurs, spondylosis is both, other degeneration is of the discs"
     if q is None: return 0, 0, 0
     k = .8 if q & _slight else 1.35 if q & _severe else 1.15
-    worn = bool(q & {'degenerative', 'Spondylosis'})
-    return k * (bool(q & {'Osteophyte', 'Spondylosis', 'Hyperostosis, Diffuse Idiopathic Skeletal'}) or .3), k * (worn or .2), -4. if q & {'Thoracic Vertebrae', 'thoracic vertebrae'} else -np.inf
+    worn = bool(q & {"degenerative", "Spondylosis"})
+    return k * (bool(q & {"Osteophyte", "Spondylosis", "Hyperostosis, Diffuse Idiopathic Skeletal"}) or .3), k * (worn or .2), -4. if q & {"Thoracic Vertebrae", "thoracic vertebrae"} else -np.inf
 
 def _local(b, codes):
     "`{finding: beads}` and `{finding: solids that displace air}` of the findings that have a place"
@@ -527,23 +527,23 @@ def _local(b, codes):
         k = 1.35 if q & _severe else .8 if q & _slight else 1.
         paint = next((f for group, f in ((_lung, _paint_lung), (_diffuse, _paint_diffuse), (_wall, _paint_wall), (_device, _paint_device))
                       if name in group), None)
-        if name == 'Hyperinflation' and q & {'Emphysema', 'Pulmonary Emphysema', 'Lung, Hyperlucent'}: # bullae: air with a thin wall
-            c = np.stack([_place(b, {'upper lobe'}, rng, s) for s in (-1, 1, -1, 1)])
+        if name == "Hyperinflation" and q & {"Emphysema", "Pulmonary Emphysema", "Lung, Hyperlucent"}:  # bullae: air with a thin wall
+            c = np.stack([_place(b, {"upper lobe"}, rng, s) for s in (-1, 1, -1, 1)])
             r = rng.uniform(1.2, 2., 4)
             beads.setdefault(name, []).append(_join(_beads(c, r, None, .10), _beads(c, r - .12, None, -.14)))
         if paint: beads.setdefault(name, []).append(paint(b, name, q, rng, k))
-        elif name == 'Pleural Effusion': solids.setdefault(name, []).extend(_effusion(b, q, rng, k))
-        elif name == 'Blunted Costophrenic Angle':
+        elif name == "Pleural Effusion": solids.setdefault(name, []).extend(_effusion(b, q, rng, k))
+        elif name == "Blunted Costophrenic Angle":
             solids.setdefault(name, []).extend(
                 x for s in _side(q, rng.random()) for x in (
                     _solid((s * (b.xc + b.W), -.6, b.tops[s] - 3.2), (3.4, 5, 3.4)), _solid((s * b.xc, -.6 - b.D * .95, b.tops[s] - 3.8), (5, 2.6, 3.4))))
-        elif name == 'Hiatal Hernia':
+        elif name == "Hiatal Hernia":
             solids.setdefault(name, []).append(_solid((.8, -3.4, b.base + .6), (3.6 * k, 2.7, 3.3 * k)))
             beads.setdefault(name, []).append(_beads((.8, -3.4, b.base + 1.1), 1.6, 1.7, -.15))
-        elif name == 'Tortuous Aorta':
+        elif name == "Tortuous Aorta":
             bulge = 1.1 + .7 * k * (.8 + .4 * rng.random())
             solids.setdefault(name, []).append(_solid((1.6 + bulge, -4.4, -1.5), (1.8 * k, 1.9, 9)))
-            if 'Aorta, Thoracic' not in q: solids[name].extend([ # the whole aorta, not its descending part alone
+            if "Aorta, Thoracic" not in q: solids[name].extend([  # the whole aorta, not its descending part alone
                 _solid((1.7 + bulge * .45, -1.4, 5.2 * b.tall), (b.knob + .6 * k, 3.4, b.knob + .8 * k)), _solid((-1.5 - .5 * k, 2.2, 2.2), (1.8 * k, 2, 6))])
     return {f: _join(*x) for f, x in beads.items()}, solids
 
@@ -565,12 +565,12 @@ def _pneumothorax(b, q, rng, view, R):
 # %% ../nbs/05_phantom.ipynb #caab778d
 def _anatomy(b, view, R, solids):
     "Attenuation (size,size) of outline, organs and air, and the air's length (cm) through both lungs"
-    size, name = view.size, 'frontal' if view.along == 1 else 'lateral'
+    size, name = view.size, "frontal" if view.along == 1 else "lateral"
     first, *rest = [view.interval(s, R) for s in _outline(b, name)]
     body = first[1] - first[0]
     done = [first]
     for t in rest: body, done = body + _uncovered(t, done), done + [t]
-    air = np.zeros((size, size), 'f4')
+    air = np.zeros((size, size), "f4")
     vessel = _solid((2. * b.wide, -1.3, 5.2 * b.tall), (b.knob, 3.2, b.knob)), _solid((2. * b.wide, -4.6, -2), (1.35, 1.35, 9.5))
     spine = _solid(b.spine(np.zeros(1))[0] + [0, .6, 0], (2., 1.9, 60))
     covers = [b.heart, b.mediastinum, spine, *vessel, *(x for xs in solids.values() for x in xs)]
@@ -603,7 +603,7 @@ def _film(mu, air, b, view, rng):
     "From attenuation to a film: scatter, detector curve, noise, collimation and a side marker (uint8)"
     frontal = view.along == 1
     size = view.size
-    texture = gaussian_filter(rng.standard_normal((size, size), 'f4'), max(.9 * size / 224, .5))
+    texture = gaussian_filter(rng.standard_normal((size, size), "f4"), max(.9 * size / 224, .5))
     mu = mu + np.float32(.085 * b.vessels / 3) * texture * np.sqrt(np.maximum(air, 0))
     scatter = (.012, .0035)[not frontal] * rng.uniform(.6, 1.5)
     x = -np.log(np.exp(-mu) + np.float32(scatter))
@@ -614,12 +614,12 @@ def _film(mu, air, b, view, rng):
     y = 1 / (1 + np.exp(-4.4 * (y - np.float32(rng.normal(.47, .045)))))
     y = (y - .06) / .86
     y = gaussian_filter(y, .55 * size / 224)
-    y += rng.uniform(.006, .022) * gaussian_filter(rng.standard_normal((size, size), 'f4'), .45) * (1.4 - y)
-    if rng.random() < .30: # collimation: one or more dark borders
+    y += rng.uniform(.006, .022) * gaussian_filter(rng.standard_normal((size, size), "f4"), .45) * (1.4 - y)
+    if rng.random() < .30:  # collimation: one or more dark borders
         edge = rng.integers(0, max(size // 22, 2), 4) * (rng.random(4) < .6)
         y[:edge[0]] *= .08; y[size - edge[1]:] *= .08; y[:, :edge[2]] *= .08; y[:, size - edge[3]:] *= .08
     if rng.random() < .75: _marker(y, rng, frontal)
-    return (np.clip(y, 0, 1) * 255).astype('u1')
+    return (np.clip(y, 0, 1) * 255).astype("u1")
 
 _glyph = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
 def _marker(y, rng, frontal):
@@ -631,7 +631,7 @@ def _marker(y, rng, frontal):
     y[top:top + g.shape[0], left:left + g.shape[1]][g] = rng.uniform(.9, 1)
 
 # %% ../nbs/05_phantom.ipynb #806915cc
-Phantom = namedtuple('Phantom', 'frontal lateral masks heart lungs') # both views, uint8 (size,size); {finding: its masks in both views, bool (size,size)}; heart and lungs in the frontal view, bool (size,size)
+Phantom = namedtuple("Phantom", "frontal lateral masks heart lungs")  # both views, uint8 (size,size); {finding: its masks in both views, bool (size,size)}; heart and lungs in the frontal view, bool (size,size)
 
 def _mask(found, b, b0, name, beads, solids, empty, view, R):
     "Where a finding may change a view: bool (size,size)"
@@ -640,22 +640,22 @@ def _mask(found, b, b0, name, beads, solids, empty, view, R):
     m = np.zeros((view.size, view.size), bool)
     if name in beads: m |= view.splat(R, beads[name]._replace(mu=np.abs(beads[name].mu)))[0] > 1e-6
     for s in solids.get(name, []): m |= inside(s)
-    if name == 'Cardiomegaly': m |= inside(b.heart) | inside(b0.heart)
-    if name == 'Elevated Diaphragm':
+    if name == "Cardiomegaly": m |= inside(b.heart) | inside(b0.heart)
+    if name == "Elevated Diaphragm":
         for s in (-1, 1):
             if b.tops[s] != b.dome0[s]: m |= inside(b.domes[s]) | inside(b0.domes[s])
-    if name in ('Scoliosis', 'Kyphosis', 'Spine Degeneration'):
+    if name in ("Scoliosis", "Kyphosis", "Spine Degeneration"):
         for x in [b] if b0 is b else [b, b0]:
             m |= view.splat(R, _vertebrae(x, 1., 1.))[0] > 1e-6
             m |= inside(_solid(x.spine(np.zeros(1))[0] + [0, .6, 0], (2., 1.9, 60)))
-    if name == 'Pneumothorax': m |= empty
+    if name == "Pneumothorax": m |= empty
     return maximum_filter(m, 7)
 
 def phantom(
-    uid: int, # study id: the seed of the body, so the same id gives the same pictures
-    mesh: list = (), # MeSH codes of the report; the findings they name are painted in
-    size: int = 224, # pixels a side
-) -> Phantom: # frontal, lateral: uint8 (size,size); masks: {finding: (frontal, lateral) bool}; heart, lungs: bool masks of the frontal view
+    uid: int,  # study id: the seed of the body, so the same id gives the same pictures
+    mesh: list = (),  # MeSH codes of the report; the findings they name are painted in
+    size: int = 224,  # pixels a side
+) -> Phantom:  # frontal, lateral: uint8 (size,size); masks: {finding: (frontal, lateral) bool}; heart, lungs: bool masks of the frontal view
     "Simulate the two radiographs of one patient: parallel-ray Beer-Lambert projections of one body made of ellipsoids"
     codes = finding_codes(mesh)
     found = {}
@@ -666,23 +666,23 @@ def phantom(
     rng = np.random.default_rng([uid, 4])
     width, height = rng.uniform(29.5, 36) * b.wide + .5 * b.fat, rng.uniform(33, 39) * b.tall
     center = rng.normal(0, .7, 2) + [0, -1.2 + rng.normal(0, .6)]
-    wear = _wear(found.get('Spine Degeneration'))
+    wear = _wear(found.get("Spine Degeneration"))
     common = _join(_ribs(b), _soft(b), _vertebrae(b, *wear))
     tree = _branches(b)
     views, masks = [], {name: [] for name in found}
-    for name in ('frontal', 'lateral'):
-        view = View(name, width if name == 'frontal' else .92 * width, height, (center[0] if name == 'frontal' else center[0] + .8, center[1]), size)
+    for name in ("frontal", "lateral"):
+        view = View(name, width if name == "frontal" else .92 * width, height, (center[0] if name == "frontal" else center[0] + .8, center[1]), size)
         base, air = _anatomy(b, view, R, solids)
-        fixed = _join(common, _shoulders(b)) if name == 'frontal' else common
+        fixed = _join(common, _shoulders(b)) if name == "frontal" else common
         empty = None
-        if 'Pneumothorax' in found:
-            beads['Pneumothorax'], empty = _pneumothorax(b, found['Pneumothorax'], np.random.default_rng([uid, 5]), view, R)
+        if "Pneumothorax" in found:
+            beads["Pneumothorax"], empty = _pneumothorax(b, found["Pneumothorax"], np.random.default_rng([uid, 5]), view, R)
         solid, blood = view.splat(R, _join(fixed, *beads.values()), tree)
         blood = blood * np.clip(air / 3, 0, 1)
         if empty is not None: blood[empty] = 0
-        mu = (base + blood + solid).astype('f4')
-        views.append(_film(mu, air if empty is None else air * ~empty, b, view, np.random.default_rng([uid, 6, name == 'lateral'])))
-        if name == 'frontal':
+        mu = (base + blood + solid).astype("f4")
+        views.append(_film(mu, air if empty is None else air * ~empty, b, view, np.random.default_rng([uid, 6, name == "lateral"])))
+        if name == "frontal":
             heart, lungs = view.hits(b.heart, R), view.hits(b.lungs[-1], R) | view.hits(b.lungs[1], R)
         for f in found:
             b0 = _grow(_draw_body(uid), {g: q for g, q in found.items() if g != f}) if f in _shape else b
@@ -691,9 +691,9 @@ def phantom(
 
 # %% ../nbs/05_phantom.ipynb #17f91106
 def study_views(
-    study, # a row of `load_studies`
-    size: int = 224, # pixels a side
-) -> tuple: # frontal and lateral, uint8 (size,size)
+    study,  # a row of `load_studies`
+    size: int = 224,  # pixels a side
+) -> tuple:  # frontal and lateral, uint8 (size,size)
     "The two images that the models see of a study: simulated ones, or the files that it names"
-    if str(study.frontal).startswith('phantom-'): return phantom(int(study.uid), study.mesh, size)[:2]
+    if str(study.frontal).startswith("phantom-"): return phantom(int(study.uid), study.mesh, size)[:2]
     return tuple(square(open_radiograph(path), size) for path in (study.frontal, study.lateral))

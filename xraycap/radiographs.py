@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 
 # %% ../nbs/03_radiographs.ipynb #b1120592
 def _to_grey(
-    x, # array (h,w), any numbers
-    low=None, # value that becomes black; None: the smallest
-    high=None, # value that becomes white; None: the largest
+    x,  # array (h,w), any numbers
+    low=None,  # value that becomes black; None: the smallest
+    high=None,  # value that becomes white; None: the largest
 ):
     "Values between `low` and `high` as uint8 0 to 255"
     x = np.asarray(x, dtype=np.float32)
@@ -25,7 +25,7 @@ def _to_grey(
 
 # %% ../nbs/03_radiographs.ipynb #e77f6969
 def grey(
-    image, # PIL image of any mode, loaded
+    image,  # PIL image of any mode, loaded
 ):
     "Any mode -> mode 'L'"
     image = ImageOps.exif_transpose(image)
@@ -51,11 +51,11 @@ def _open_picture(path, max_pixels):
     "A PNG or JPEG -> PIL image, mode 'L'"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning) # we have our own limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
             image = Image.open(path, formats=["PNG", "JPEG"])
     except Image.DecompressionBombError:
         raise ValueError(f"{path} says it has over {max_pixels // 1_000_000} million pixels, the most that are opened: make it smaller.") from None
-    except Exception: # whatever Pillow's parsers stumble over
+    except Exception:  # whatever Pillow's parsers stumble over
         raise ValueError(f"{path} is not a PNG, JPEG or DICOM file: save the radiograph as one of these.") from None
     with image:
         check_size(path, *image.size, max_pixels)
@@ -64,8 +64,8 @@ def _open_picture(path, max_pixels):
 
 # %% ../nbs/03_radiographs.ipynb #624c985e
 def _windowed(
-    x, # float array of rescaled values
-    ds, # pydicom Dataset
+    x,  # float array of rescaled values
+    ds,  # pydicom Dataset
 ):
     "The display table or window of a DICOM file applied -> uint8; without one that makes sense, the picture's own range"
     from pydicom.pixels import apply_voi_lut, apply_windowing
@@ -73,23 +73,23 @@ def _windowed(
         table = (ds.get("VOILUTSequence") or [{}])[0]
         if "LUTDescriptor" in table and "LUTData" in table:
             y, bits = apply_voi_lut(x.astype(np.int64), ds), table.LUTDescriptor[2]
-            return _to_grey(y, 0, 2**bits - 1) if bits < 16 else _to_grey(y) # many a table says 16 bits and uses fewer
+            return _to_grey(y, 0, 2**bits - 1) if bits < 16 else _to_grey(y)  # many a table says 16 bits and uses fewer
         if np.any(ds.get("WindowWidth")):
             with np.errstate(over="ignore"): return _to_grey(apply_windowing(x, ds), *apply_windowing(np.array([-1e9, 1e9]), ds))
-    except Exception: pass # no centre, a width below zero, ...
+    except Exception: pass  # no centre, a width below zero, ...
     return _to_grey(x)
 
 def is_dicom(
-    head, # a file's first 132 bytes
-): return head[128:] == b"DICM" or head[:2] in (b"\2\0", b"\10\0") # an old file begins with its first field, of group 2 or 8
+    head,  # a file's first 132 bytes
+): return head[128:] == b"DICM" or head[:2] in (b"\2\0", b"\10\0")  # an old file begins with its first field, of group 2 or 8
 
 def _open_dicom(path, max_pixels):
     "A DICOM file -> PIL image, mode 'L', bone white"
     import pydicom
     try:
         ds = pydicom.dcmread(path, force=True)
-        if "TransferSyntaxUID" not in ds.file_meta: ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian # an old file, uncompressed
-        width, height, frames = (int(ds.get(o) or 0) for o in ("Columns", "Rows", "NumberOfFrames")) # pydicom reads a field when it is asked for it
+        if "TransferSyntaxUID" not in ds.file_meta: ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # an old file, uncompressed
+        width, height, frames = (int(ds.get(o) or 0) for o in ("Columns", "Rows", "NumberOfFrames"))  # pydicom reads a field when it is asked for it
     except Exception: raise ValueError(f"{path} is a damaged DICOM file: export it again.") from None
     if not (width and height and "PixelData" in ds):
         raise ValueError(f"{path} is a DICOM file without a picture: choose another file of that study.")
@@ -106,8 +106,8 @@ def _dicom_picture(ds):
     if ds.PhotometricInterpretation == "PALETTE COLOR": x = apply_color_lut(x, ds)
     if x.ndim == 3: return Image.fromarray(_to_grey(x)).convert("L")
     values, padding = apply_modality_lut(x, ds).astype(np.float64), ds.get("PixelPaddingValue")
-    padded = (x == padding) | (x == padding - 65536) if isinstance(padding, int) else np.zeros(x.shape, bool) # of signed pixels, it may be written unsigned
-    if padded.any() and not padded.all(): values[padded] = values[~padded].min() # not a part of the picture, so not of its range
+    padded = (x == padding) | (x == padding - 65536) if isinstance(padding, int) else np.zeros(x.shape, bool)  # of signed pixels, it may be written unsigned
+    if padded.any() and not padded.all(): values[padded] = values[~padded].min()  # not a part of the picture, so not of its range
     grey = _windowed(values, ds)
     if ds.PhotometricInterpretation == "MONOCHROME1": grey = 255 - grey
     grey[padded] = 0
@@ -115,8 +115,8 @@ def _dicom_picture(ds):
 
 # %% ../nbs/03_radiographs.ipynb #8d541517
 def open_radiograph(
-    path, # a PNG, JPEG or DICOM file, or one already open for reading bytes; its content decides, not its name
-    max_pixels=MAX_PIXELS, # a picture that says it has more is refused before it is decoded
+    path,  # a PNG, JPEG or DICOM file, or one already open for reading bytes; its content decides, not its name
+    max_pixels=MAX_PIXELS,  # a picture that says it has more is refused before it is decoded
 ):
     """Open a radiograph -> PIL image, mode 'L', bone white, its own size.
 
@@ -135,8 +135,8 @@ def open_radiograph(
 
 # %% ../nbs/03_radiographs.ipynb #8f1cdc1e
 def square(
-    image, # PIL image of `open_radiograph`
-    size=224, # side in pixels
+    image,  # PIL image of `open_radiograph`
+    size=224,  # side in pixels
 ):
     "The whole radiograph as a square uint8 array (size,size), resized with averaging, nothing cut off"
     return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))

@@ -19,8 +19,8 @@ from .files import find_archive
 PARTS = ("findings", "impression", "indication", "comparison")
 
 def _parse(
-    name, # file name, for the error message
-    data, # bytes of one XML report
+    name,  # file name, for the error message
+    data,  # bytes of one XML report
 ):
     "One report as a dict; `outlines` holds the edge histogram code of each image"
     try: root = ElementTree.fromstring(data)
@@ -61,7 +61,7 @@ def _parse_all(path):
 
 # %% ../nbs/00_reports.ipynb #799e8d09
 def load_reports(
-    path=None, # your own NLMCXR_reports.tgz or folder of XML files; None: the archive that torchxrayvision installs
+    path=None,  # your own NLMCXR_reports.tgz or folder of XML files; None: the archive that torchxrayvision installs
 ):
     """All reports, a row each, by study number, nothing left out and no word changed.
 

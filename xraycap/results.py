@@ -27,9 +27,9 @@ from .weights import default_weights
 
 # %% ../nbs/20_results.ipynb #2edcfa9b
 def score_card(
-    references:list, # radiologists' reports: str, words and full stops separated by spaces
-    hypotheses:list, # generated reports, same order and form
-) -> dict: # bleu_1..4, rouge_l, cider, finding_f1_micro, finding_f1_macro, distinct, bleu_4_shuffled, bleu_4_low, bleu_4_high; meteor where Java and pycocoevalcap are
+    references: list,  # radiologists' reports: str, words and full stops separated by spaces
+    hypotheses: list,  # generated reports, same order and form
+) -> dict:  # bleu_1..4, rouge_l, cider, finding_f1_micro, finding_f1_macro, distinct, bleu_4_shuffled, bleu_4_low, bleu_4_high; meteor where Java and pycocoevalcap are
     "Every figure of a set of reports. Raises `ValueError` when the two lists do not pair up or are empty."
     bleu, (micro, macro) = corpus_bleu(references, hypotheses), finding_f1(references, hypotheses)
     low, high = bootstrap(references, hypotheses)
@@ -41,12 +41,12 @@ def score_card(
 
 # %% ../nbs/20_results.ipynb #f74897d7
 def evaluate(
-    model:str|Path="attention", # a model's folder or name
-    images:str|Path="phantom", # as `load_studies` takes them
-    split:str="chen", # 'chen', 'case-study' or 'by-text'
-    part:str="test", # 'train', 'val' or 'test'
-    k:int=3, # beam width
-) -> dict: # the score card with k, images ('phantom', 'openi' or the table's name) and split
+    model: str | Path = "attention",  # a model's folder or name
+    images: str | Path = "phantom",  # as `load_studies` takes them
+    split: str = "chen",  # 'chen', 'case-study' or 'by-text'
+    part: str = "test",  # 'train', 'val' or 'test'
+    k: int = 3,  # beam width
+) -> dict:  # the score card with k, images ('phantom', 'openi' or the table's name) and split
     "Score a model on one part of a split."
     studies, source = studies_of(images, split, part)
     hypotheses = describe(model, studies, k)
@@ -54,11 +54,11 @@ def evaluate(
 
 # %% ../nbs/20_results.ipynb #cdb9a763
 def baselines(
-    images:str|Path="phantom", # as `load_studies` takes them
-    split:str="chen", # 'chen', 'case-study' or 'by-text'
-    part:str="test", # 'val' or 'test'
-    encoder:str|None="", # weights for the nearest neighbour, '' for `default_weights`; None leaves it out
-) -> dict: # name -> list of str, one report for each study of the part
+    images: str | Path = "phantom",  # as `load_studies` takes them
+    split: str = "chen",  # 'chen', 'case-study' or 'by-text'
+    part: str = "test",  # 'val' or 'test'
+    encoder: str | None = "",  # weights for the nearest neighbour, '' for `default_weights`; None leaves it out
+) -> dict:  # name -> list of str, one report for each study of the part
     "Reports written without a decoder."
     (train, source), (test, _) = studies_of(images, split, "train"), studies_of(images, split, part)
     texts, n = list(train.findings.map(clean_chen)), len(test)
@@ -68,11 +68,11 @@ def baselines(
     return rows
 
 def nearest(
-    train:pd.DataFrame, # studies that may be copied from
-    test:pd.DataFrame, # studies to describe
-    texts:list, # of str, the report of each train study
-    encoder:CheXNet, # whose pooled features are compared by cosine
-) -> list: # of str, one report for each test study
+    train: pd.DataFrame,  # studies that may be copied from
+    test: pd.DataFrame,  # studies to describe
+    texts: list,  # of str, the report of each train study
+    encoder: CheXNet,  # whose pooled features are compared by cosine
+) -> list:  # of str, one report for each test study
     "The report of the most similar training study."
     store = store_features(pd.concat([train, test]), fused(encoder))
     def unit(studies):
@@ -82,22 +82,22 @@ def nearest(
 
 # %% ../nbs/20_results.ipynb #b11d0a08
 def results_table(
-    references:list, # radiologists' reports: str, words and full stops separated by spaces
-    reports:dict, # row's name -> list of str, the reports of a model or baseline, in the same order
-    images:str="phantom", # what the models looked at: 'phantom', 'openi' or the table's name
-) -> pd.DataFrame: # a row for each name; its columns are the figures of `score_card`
+    references: list,  # radiologists' reports: str, words and full stops separated by spaces
+    reports: dict,  # row's name -> list of str, the reports of a model or baseline, in the same order
+    images: str = "phantom",  # what the models looked at: 'phantom', 'openi' or the table's name
+) -> pd.DataFrame:  # a row for each name; its columns are the figures of `score_card`
     "Score cards below each other. Raises `ValueError` like `score_card`."
     table = pd.DataFrame([score_card(references, texts) for texts in reports.values()], index=list(reports))
     return table.rename_axis(columns="simulated images" if images == "phantom" else "radiographs")
 
 # %% ../nbs/20_results.ipynb #b11d0a18
 def paired_bootstrap(
-    references:list, # radiologists' reports: str, words and full stops separated by spaces
-    ours:list, # one model's reports, same order and form
-    theirs:list, # the other model's
-    n:int=1000, # how many times the studies are drawn anew
-    seed:int=0, # of the draws
-) -> tuple: # (difference, low, high): BLEU-4 of ours minus theirs, and its 95 % interval
+    references: list,  # radiologists' reports: str, words and full stops separated by spaces
+    ours: list,  # one model's reports, same order and form
+    theirs: list,  # the other model's
+    n: int = 1000,  # how many times the studies are drawn anew
+    seed: int = 0,  # of the draws
+) -> tuple:  # (difference, low, high): BLEU-4 of ours minus theirs, and its 95 % interval
     "Is one model's BLEU-4 higher than another's on the same studies (Koehn 2004)? Raises `ValueError` like `score_card`."
     counts = np.stack([bleu_counts(references, texts) for texts in (ours, theirs)])  # model study 9
     draws = np.random.default_rng(seed).multinomial(len(references), np.full(len(references), 1 / len(references)), n)  # n study
@@ -106,9 +106,9 @@ def paired_bootstrap(
 
 # %% ../nbs/20_results.ipynb #b11d0a35
 def findings_table(
-    references:list, # radiologists' reports: str, words and full stops separated by spaces
-    hypotheses:list, # generated reports, same order and form
-) -> pd.DataFrame: # a row a finding, the frequent first: wanted, said, right (studies), precision, recall, f1 (NaN where undefined)
+    references: list,  # radiologists' reports: str, words and full stops separated by spaces
+    hypotheses: list,  # generated reports, same order and form
+) -> pd.DataFrame:  # a row a finding, the frequent first: wanted, said, right (studies), precision, recall, f1 (NaN where undefined)
     "Which findings the reports name rightly, by the labels of `label_findings`."
     labels = MultiLabelBinarizer(classes=FINDINGS).fit(FINDINGS)
     theirs, ours = (labels.transform([label_findings(text) for text in texts]) for texts in (references, hypotheses))  # study finding

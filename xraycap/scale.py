@@ -68,7 +68,7 @@ def _ray(**options):
     silent = dict(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal")  # read when Ray is imported
     if not address: silent["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # no cluster: then Ray takes 127.0.0.1 on Linux, too
     for name, value in silent.items(): os.environ.setdefault(name, value)
-    try: import ray, ray.data
+    try: import ray; import ray.data
     except ImportError: raise ValueError("The engine ray needs one more package: run `pip install 'xraycap[scale]'`.") from None
     if ray.is_initialized():
         yield ray
@@ -127,12 +127,12 @@ def _join(file, held, folder, names):
 
 # %% ../nbs/26_scale.ipynb #6037de28
 def ray_features(
-    studies, # DataFrame of `load_studies`
-    encoder, # CheXNet
-    path=None, # folder that all machines of the cluster see; None: `features` in the cache folder
-    bs=16, # studies at a time in the network
-    shard=64, # studies that are read, encoded and kept together
-): # (the FeatureStore, DataFrame `uid`, `problem` of the studies left out)
+    studies,  # DataFrame of `load_studies`
+    encoder,  # CheXNet
+    path=None,  # folder that all machines of the cluster see; None: `features` in the cache folder
+    bs=16,  # studies at a time in the network
+    shard=64,  # studies that are read, encoded and kept together
+):  # (the FeatureStore, DataFrame `uid`, `problem` of the studies left out)
     """`store_features` on every processor or GPU of this machine, or of the Ray cluster that $RAY_ADDRESS names.
 
     Stopped, it goes on with the shards that are missing. Studies with an image that cannot be read are left out and listed in a `.failed.csv` beside

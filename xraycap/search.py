@@ -32,7 +32,7 @@ def _word_logp(
 @contextmanager
 def _searching(model, max_len):
     "Evaluation mode without gradients; the model's mode is put back at the end."
-    if max_len < 1: raise ValueError(f'max_len is {max_len}, but a report needs room for at least one word.')
+    if max_len < 1: raise ValueError(f"max_len is {max_len}, but a report needs room for at least one word.")
     training = model.training
     model.eval()
     try:
@@ -164,7 +164,7 @@ def beam_search(
     max_len: int = 60,  # most words of a report
 ) -> list:  # for each study the finished `Hypothesis` of the highest score
     "Keep the k likeliest beginnings; what ends with EOS, or at `max_len`, is finished and keeps its place. Raises `ValueError` for k below 1."
-    if k < 1: raise ValueError(f'The beam width k is {k}, but it must be 1 or more.')
+    if k < 1: raise ValueError(f"The beam width k is {k}, but it must be 1 or more.")
     with _searching(model, max_len):
         memory, state, tokens = _start(model, features)
         B = len(tokens)

@@ -20,8 +20,8 @@ from .views import image_views
 
 # %% ../nbs/01_studies.ipynb #bbeafaf1
 def two_images(
-    images, # the image ids (or paths) of a study, in the report's order
-    views, # 'frontal' or 'lateral' for each
+    images,  # the image ids (or paths) of a study, in the report's order
+    views,  # 'frontal' or 'lateral' for each
 ):
     """The two-image rule -> (frontal, lateral): the first of each kind; a single image twice; two of one kind in their order.
 
@@ -40,12 +40,12 @@ def chen_split():
     parts = json.loads((assets / "chen_split.json").read_text())
     return {uid: part for part, uids in parts.items() for uid in uids}
 
-def plain_words(text): return " ".join(re.findall(r"\w+", text.lower())) # the words in their order, case and punctuation aside
+def plain_words(text): return " ".join(re.findall(r"\w+", text.lower()))  # the words in their order, case and punctuation aside
 
 def split_studies(
-    studies, # DataFrame with `uid` and `findings`
-    split="chen", # 'chen'; 'case-study': 2,758 of 3,337 for training, the rest halved; 'by-text': so too, but findings with the same words in the same order together
-    seed=0, # for the random splits
+    studies,  # DataFrame with `uid` and `findings`
+    split="chen",  # 'chen'; 'case-study': 2,758 of 3,337 for training, the rest halved; 'by-text': so too, but findings with the same words in the same order together
+    seed=0,  # for the random splits
 ):
     """The part of each study: a Series of 'train', 'val' or 'test' (or '' where the chen split leaves a study out).
 
@@ -58,7 +58,7 @@ def split_studies(
     n_train = round(len(studies) * 2758 / 3337)
     room = {"train": n_train, "val": (len(studies) - n_train + 1) // 2, "test": (len(studies) - n_train) // 2}
     part = np.full(len(studies), "", dtype=object)
-    for rows in groups: # into the first part with room for the whole group
+    for rows in groups:  # into the first part with room for the whole group
         name = next((o for o in room if room[o] >= len(rows)), "train")
         part[rows] = name
         room[name] -= len(rows)
@@ -74,8 +74,8 @@ def _files(images):
     return found
 
 def _pair(
-    row, # of a table with `uid`, `images` and `views`
-    paths, # {image id: path}, or None for simulated images
+    row,  # of a table with `uid`, `images` and `views`
+    paths,  # {image id: path}, or None for simulated images
 ):
     "(frontal, lateral) of a study: names of simulated images or paths of real ones; two empty strings if it has no image there"
     if paths is None: return f"phantom-{row.uid}-frontal", f"phantom-{row.uid}-lateral"
@@ -94,8 +94,8 @@ def _say_gaps(source, studies, kept, paths):
 
 # %% ../nbs/01_studies.ipynb #c6b1cd05
 def load_studies(
-    images="phantom", # 'phantom' (simulated), 'openi' (downloaded), a folder of its PNGs, or your own .csv or annotation.json
-    split="chen", # see `split_studies`; a file of your own brings its own split, or is split 70/10/20 by patient
+    images="phantom",  # 'phantom' (simulated), 'openi' (downloaded), a folder of its PNGs, or your own .csv or annotation.json
+    split="chen",  # see `split_studies`; a file of your own brings its own split, or is split 70/10/20 by patient
 ):
     """The studies with findings and at least one image, a row each.
 
@@ -125,10 +125,10 @@ def load_studies(
 
 # %% ../nbs/01_studies.ipynb #f00dffff
 def studies_of(
-    images:str|Path, # as `load_studies` takes them
-    split:str, # 'chen', 'case-study' or 'by-text'
-    part:str, # 'train', 'val' or 'test'
-) -> tuple: # (DataFrame of the studies, 'phantom', 'openi' or the table's name)
+    images: str | Path,  # as `load_studies` takes them
+    split: str,  # 'chen', 'case-study' or 'by-text'
+    part: str,  # 'train', 'val' or 'test'
+) -> tuple:  # (DataFrame of the studies, 'phantom', 'openi' or the table's name)
     "The studies of one part. Raises `ValueError` for a part that does not exist."
     if part not in ("train", "val", "test"): raise ValueError(f"There is no part '{part}': choose train, val or test.")
     studies = load_studies(images, split)
@@ -138,8 +138,8 @@ def studies_of(
 
 # %% ../nbs/01_studies.ipynb #327ec041
 def studies_table(
-    clean=None, # function str -> str that makes the column `findings_clean` of the findings (chapter 6 has two); None: no such column
-    split="chen", # see `split_studies`
+    clean=None,  # function str -> str that makes the column `findings_clean` of the findings (chapter 6 has two); None: no such column
+    split="chen",  # see `split_studies`
 ):
     """All 3,955 reports for a spreadsheet, a row each: `uid`, `images`, `views`, `frontal`, `lateral`, `findings`, `impression`,
     `findings_clean`, `mesh`, `split`. Lists are joined by `;`; `frontal` and `lateral` are empty where there is no image, `split`

@@ -42,11 +42,11 @@ def _visible_parts(mesh):
 
 # %% ../nbs/18_targets.ipynb #93627912
 def consensus_reports(
-    texts:list, # of str, the cleaned training reports
-    mesh:list, # of lists of str, their MeSH codes
-    ask:list, # of lists of str, the codes of the studies that want a report
-    k:int=12, # nearest training studies (and those as near as the last) that have a say
-) -> list: # of str, one of `texts` for each of `ask`
+    texts: list,  # of str, the cleaned training reports
+    mesh: list,  # of lists of str, their MeSH codes
+    ask: list,  # of lists of str, the codes of the studies that want a report
+    k: int = 12,  # nearest training studies (and those as near as the last) that have a say
+) -> list:  # of str, one of `texts` for each of `ask`
     "The most typical of the reports on training studies with the nearest codes: the medoid by cosine of weighted 1- to 4-grams, not shorter than usual."
     by_code = TfidfVectorizer(analyzer=_code_parts, binary=True)
     known = by_code.fit_transform(mesh)
@@ -61,10 +61,10 @@ def consensus_reports(
 
 # %% ../nbs/18_targets.ipynb #42b4b643
 def report_weights(
-    mesh:list, # of lists of str, the codes of the training studies
-    ask:list, # of lists of str, the codes of other studies
-    ridge:float=3., # penalty on the regression's squared coefficients
-) -> np.ndarray: # (len(ask), len(mesh)) float: times any count in the training reports, it predicts that count for the others
+    mesh: list,  # of lists of str, the codes of the training studies
+    ask: list,  # of lists of str, the codes of other studies
+    ridge: float = 3.,  # penalty on the regression's squared coefficients
+) -> np.ndarray:  # (len(ask), len(mesh)) float: times any count in the training reports, it predicts that count for the others
     "Ridge regression on what is visible of the codes, written as weights of the training reports (each row sums to 1)."
     by_code = TfidfVectorizer(analyzer=_visible_parts, binary=True)
     x = by_code.fit_transform(mesh).toarray()  # train part
@@ -114,12 +114,12 @@ class _Composer:
 
 # %% ../nbs/18_targets.ipynb #361c3710
 @patch
-def text(self:_Composer, chosen):
+def text(self: _Composer, chosen):
     "The report of the sentences with these numbers"
     return " ".join(self.lines[i] for i in sorted(chosen, key=self.place.__getitem__))
 
 @patch
-def __call__(self:_Composer, weights, found):
+def __call__(self: _Composer, weights, found):
     "The numbers of the sentences to say, for `weights` of the texts and a set of findings"
     gain, alike, want = self.known @ weights / _precision[self.order], self.alike @ weights, np.isin(FINDINGS, list(found))
     naming, free = 20 * (self.named @ np.where(want, 1, -1)), self.allowed & ~(self.untrue & want).any(1)
@@ -141,10 +141,10 @@ def __call__(self:_Composer, weights, found):
 
 # %% ../nbs/18_targets.ipynb #2bdfbb61
 def composed_reports(
-    texts:list, # of str, the cleaned training reports
-    mesh:list, # of lists of str, their MeSH codes
-    ask:list, # of lists of str, the codes of the studies that want a report
-) -> list: # of str, a report for each of `ask`, of sentences from `texts`
+    texts: list,  # of str, the cleaned training reports
+    mesh: list,  # of lists of str, their MeSH codes
+    ask: list,  # of lists of str, the codes of the studies that want a report
+) -> list:  # of str, a report for each of `ask`, of sentences from `texts`
     "The sentences that together are the likeliest to share their n-grams with a radiologist's report on such codes, and that name the findings (minimum Bayes risk)."
     compose = _Composer(texts)
     keys = ["|".join(sorted({*_visible_parts(codes)})) for codes in [*mesh, *ask]]  # studies that look alike get one report

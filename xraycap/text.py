@@ -6,14 +6,15 @@
 __all__ = ['PAD', 'SOS', 'EOS', 'UNK', 'clean_findings', 'clean_chen', 'Vocab', 'sentences']
 
 # %% ../nbs/06_text.ipynb #7ca0f071
-import json,re
+import json
+import re
 from collections import Counter
 from pathlib import Path
 
 # %% ../nbs/06_text.ipynb #b8a51120
 _contractions = [(re.compile(pattern), words) for pattern, words in [
-    (r"\bwon['’]t\b", 'will not'), (r"\bcan['’]t\b", 'cannot'), (r"n['’]t\b", ' not'), (r"['’]re\b", ' are'), (r"['’]ve\b", ' have'),
-    (r"['’]ll\b", ' will'), (r"['’]d\b", ' would'), (r"['’]m\b", ' am'), (r"['’]s\b", ' is')]]
+    (r"\bwon['’]t\b", "will not"), (r"\bcan['’]t\b", "cannot"), (r"n['’]t\b", " not"), (r"['’]re\b", " are"), (r"['’]ve\b", " have"),
+    (r"['’]ll\b", " will"), (r"['’]d\b", " would"), (r"['’]m\b", " am"), (r"['’]s\b", " is")]]
 
 def _decontract(text):
     for pattern, words in _contractions: text = pattern.sub(words, text)
@@ -25,10 +26,10 @@ def clean_findings(
 ) -> str:  # lower-case words of three letters or more (and "no"), full stops between them, all separated by one space
     "Clean `text` the case study's way, but keep the letter x"
     text = _decontract(text.lower())
-    text = re.sub(r'x{2,}|\d+(\.\d+)*|/', ' ', text)  # de-identification marks, numbers, slashes
-    text = re.sub(r'[^a-z.\s]', '', text)
-    words = [w for w in text.replace('.', ' . ').split() if len(w) > 2 or w in ('no', '.')]
-    return ' '.join(w for i, w in enumerate(words) if w != '.' or (i and words[i-1] != '.'))
+    text = re.sub(r"x{2,}|\d+(\.\d+)*|/", " ", text)  # de-identification marks, numbers, slashes
+    text = re.sub(r"[^a-z.\s]", "", text)
+    words = [w for w in text.replace(".", " . ").split() if len(w) > 2 or w in ("no", ".")]
+    return " ".join(w for i, w in enumerate(words) if w != "." or (i and words[i-1] != "."))
 
 # %% ../nbs/06_text.ipynb #5fb2a361
 _marks = re.compile(r'[.,?;*!%^&_+(){}\]"\'/\\:-\[]')
@@ -37,16 +38,16 @@ def clean_chen(
     text: str,  # findings as they stand in the report
 ) -> str:  # lower-case tokens separated by one space; every sentence ends with the token "."
     "Clean `text` the way R2Gen's evaluation does for the Indiana reports (Chen et al. 2020)"
-    text = re.sub(r'\.{2,}', '.', text).replace('1. ', '')
-    text = re.sub(r'\.? [2-5]\. ', '. ', text).strip().lower()
-    if not text: return ''
-    return ' '.join(' . '.join(_marks.sub('', sentence) for sentence in text.split('. ')).split() + ['.'])
+    text = re.sub(r"\.{2,}", ".", text).replace("1. ", "")
+    text = re.sub(r"\.? [2-5]\. ", ". ", text).strip().lower()
+    if not text: return ""
+    return " ".join(" . ".join(_marks.sub("", sentence) for sentence in text.split(". ")).split() + ["."])
 
 # %% ../nbs/06_text.ipynb #e725a09d
 PAD, SOS, EOS, UNK = 0, 1, 2, 3
 
 # %% ../nbs/06_text.ipynb #8353c0dc
-_specials = ['<pad>', '<sos>', '<eos>', '<unk>']
+_specials = ["<pad>", "<sos>", "<eos>", "<unk>"]
 
 # %% ../nbs/06_text.ipynb #8b26e6fb
 class Vocab:
@@ -56,7 +57,7 @@ class Vocab:
     ):
         self.itos = _specials + list(words)
         self.stoi = {w: i for i, w in enumerate(self.itos)}
-        if len(self.stoi) != len(self.itos): raise ValueError('A vocabulary needs distinct words, but some word was given twice.')
+        if len(self.stoi) != len(self.itos): raise ValueError("A vocabulary needs distinct words, but some word was given twice.")
 
     @classmethod
     def from_texts(cls,
@@ -84,20 +85,20 @@ class Vocab:
         for i in map(int, ids):
             if i == EOS: break
             if i not in (PAD, SOS): words.append(self.itos[i])
-        return ' '.join(words)
+        return " ".join(words)
 
     def save(self,
         path,  # file to write
     ):
         "Write the words to `path` as a JSON list"
-        Path(path).write_text(json.dumps(self.itos), encoding='utf-8')
+        Path(path).write_text(json.dumps(self.itos), encoding="utf-8")
 
     @classmethod
     def load(cls,
         path,  # file that `save` wrote
     ):
         "Read a vocabulary. Raises: `FileNotFoundError`; `ValueError` when it is not a JSON list that starts with the special words"
-        try: words = json.loads(Path(path).read_text(encoding='utf-8'))
+        try: words = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError: words = None
         if not isinstance(words, list) or words[:4] != _specials or not all(isinstance(w, str) for w in words):
             raise ValueError(f'{path} is not a vocabulary: expected a JSON list of words that starts with {", ".join(_specials)}.')
@@ -108,5 +109,5 @@ def sentences(
     text: str,  # tokens separated by spaces, "." after each sentence
 ) -> list:  # sentences, each with a capital letter and a full stop
     "The sentences of `text`, written for a reader"
-    parts = [p.strip() for p in re.split(r'\.(?:\s+|$)', text)]
-    return [p[0].upper() + p[1:] + '.' for p in (p.replace('xxxx', 'XXXX') for p in parts) if p]
+    parts = [p.strip() for p in re.split(r"\.(?:\s+|$)", text)]
+    return [p[0].upper() + p[1:] + "." for p in (p.replace("xxxx", "XXXX") for p in parts) if p]

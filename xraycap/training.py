@@ -32,9 +32,9 @@ from .weights import WEIGHTS, default_weights
 
 # %% ../nbs/19_training.ipynb #85c7b5ed
 def cross_codes(
-    mesh:list, # of lists of str, the MeSH codes of studies
-    seed:int, # of the coins
-) -> list: # of lists of str, as many
+    mesh: list,  # of lists of str, the MeSH codes of studies
+    seed: int,  # of the coins
+) -> list:  # of lists of str, as many
     "Code sets that no study has: of each study and another one, each code kept or left out by a coin."
     rng, out = np.random.default_rng(seed), []
     for codes in mesh:
@@ -49,9 +49,9 @@ def _in_bodies(train, own, crossed):
 
 # %% ../nbs/19_training.ipynb #6974e6c4
 def start_from_findings(
-    decoder:torch.nn.Module, # one of `decoder_names`, untrained
-    head:torch.nn.Linear, # (2048 -> n): the encoder's finding layer, frontal features first
-    features:np.ndarray, # (m, 98, 1024) of some training studies, to set the scale
+    decoder: torch.nn.Module,  # one of `decoder_names`, untrained
+    head: torch.nn.Linear,  # (2048 -> n): the encoder's finding layer, frontal features first
+    features: np.ndarray,  # (m, 98, 1024) of some training studies, to set the scale
 ):
     "Let the first rows of the decoder's first layer be the directions of the findings, scaled to mean .5 and deviation 1."
     x = torch.as_tensor(np.asarray(features), dtype=torch.float32)
@@ -70,10 +70,10 @@ def start_from_findings(
 class PointAtFindings(Callback):
     "In training, adds to the loss of a decoder with attention: while a sentence names a finding, attention shall lie where the class activation map (Zhou et al. 2016) has the finding."
     def __init__(self,
-        head:torch.nn.Linear, # (2048 -> n): the encoder's finding layer, frontal features first
-        findings:list, # n names, some of `FINDINGS`
-        vocab:Vocab, # of the decoder
-        weight:float=.1, # of this loss (nats a word of such a sentence) beside that of the words
+        head: torch.nn.Linear,  # (2048 -> n): the encoder's finding layer, frontal features first
+        findings: list,  # n names, some of `FINDINGS`
+        vocab: Vocab,  # of the decoder
+        weight: float = .1,  # of this loss (nats a word of such a sentence) beside that of the words
     ):
         self.head, self.findings, self.vocab, self.weight, self.known = head.weight.detach(), findings, vocab, weight, {}
 
@@ -95,8 +95,8 @@ class PointAtFindings(Callback):
         self.learn.loss_grad = self.loss_grad + self.weight * loss.sum() / named.any(-1).sum().clamp_min(1)
 
     def named(self,
-        tokens:list, # of lists of int, the words of reports
-    ) -> torch.Tensor: # (reports, words, n) of 0 and 1: does the sentence of a word name the finding?
+        tokens: list,  # of lists of int, the words of reports
+    ) -> torch.Tensor:  # (reports, words, n) of 0 and 1: does the sentence of a word name the finding?
         stop, rows = self.vocab.stoi.get("."), np.zeros((len(tokens), len(tokens[0]), len(self.findings)), np.float32)
         for row, report in zip(rows, tokens):
             start = 0
@@ -127,22 +127,22 @@ def _on_all_devices(learn):
 
 # %% ../nbs/19_training.ipynb #5577d6d4
 def train_captioner(
-    out:str|Path, # folder of the model to write
-    decoder:str="attention", # 'attention', 'lstm' or 'transformer'
-    images:str|Path="phantom", # as `load_studies` takes them
-    split:str="chen", # 'chen', 'case-study' or 'by-text'
-    encoder:str|None=None, # weights of the encoder; None: `default_weights`
-    epochs:int|None=None, # that of lowest validation loss is kept; None: so many that 200,000 studies are shown, at most 40
-    lr:float=2e-3, # highest learning rate of the one-cycle schedule
-    bs:int=32, # studies in a batch; `accelerate launch` shares them among its processes
-    min_count:int=3, # a word must occur this often in the training reports
-    composed:bool=True, # learn `composed_reports`; otherwise, or where no study has a MeSH code, each its own report
-    seed:int=0, # of everything random
-    dropout:float=.2, # of the decoder
-    bodies:int=2, # simulated images: so many patients with a training study's codes,
-    crossed:int=10, # and, to learn composed reports, so many with crossed codes
-    **kwargs, # more arguments of the decoder, such as hidden
-) -> pd.DataFrame: # a row an epoch: train_loss, valid_loss (nats a word), accuracy, perplexity
+    out: str | Path,  # folder of the model to write
+    decoder: str = "attention",  # 'attention', 'lstm' or 'transformer'
+    images: str | Path = "phantom",  # as `load_studies` takes them
+    split: str = "chen",  # 'chen', 'case-study' or 'by-text'
+    encoder: str | None = None,  # weights of the encoder; None: `default_weights`
+    epochs: int | None = None,  # that of lowest validation loss is kept; None: so many that 200,000 studies are shown, at most 40
+    lr: float = 2e-3,  # highest learning rate of the one-cycle schedule
+    bs: int = 32,  # studies in a batch; `accelerate launch` shares them among its processes
+    min_count: int = 3,  # a word must occur this often in the training reports
+    composed: bool = True,  # learn `composed_reports`; otherwise, or where no study has a MeSH code, each its own report
+    seed: int = 0,  # of everything random
+    dropout: float = .2,  # of the decoder
+    bodies: int = 2,  # simulated images: so many patients with a training study's codes,
+    crossed: int = 10,  # and, to learn composed reports, so many with crossed codes
+    **kwargs,  # more arguments of the decoder, such as hidden
+) -> pd.DataFrame:  # a row an epoch: train_loss, valid_loss (nats a word), accuracy, perplexity
     """Train a decoder on stored features and save the epoch of lowest validation loss as a model folder.
 
     With `composed`, the validation studies get composed reports, too. Raises `ValueError` for an unknown decoder, a folder that cannot be written

@@ -117,7 +117,7 @@ class TransformerDecoder(nn.Module):
         dropout: float = .3,  # share of the places', the words' and each layer part's entries zeroed in training
     ):
         super().__init__()
-        if hidden % heads: raise ValueError(f'{heads} heads cannot share a vector of {hidden} numbers evenly.')
+        if hidden % heads: raise ValueError(f"{heads} heads cannot share a vector of {hidden} numbers evenly.")
         self.config = dict(vocab_size=vocab_size, embedding_size=embedding_size, hidden=hidden, layers=layers, heads=heads, dropout=dropout)
         self.embedding = frozen_embedding(vocab_size, embedding_size, embedding)
         self.project = nn.Linear(embedding_size, hidden)

@@ -41,8 +41,8 @@ def view_clues():
 
 # %% ../nbs/a3_views.ipynb #7f1862d8
 def clue_weights(
-    clues, # DataFrame of `view_clues`
-    lateral, # bool array: what we hold each image to be at present
+    clues,  # DataFrame of `view_clues`
+    lateral,  # bool array: what we hold each image to be at present
 ):
     "The weight of each image's clues, in nats: a float array (images, clues); positive speaks for lateral, 0 where the clue is missing"
     def weights(values):
@@ -52,11 +52,11 @@ def clue_weights(
     return np.stack([weights(clues[o]) for o in CLUES], 1)
 
 # %% ../nbs/a3_views.ipynb #dc997b49
-SURE = np.log(99) # nats
+SURE = np.log(99)  # nats
 
 def _vote(
-    score, # float array: the summed weights of each image
-    uid, # Series of int: its study
+    score,  # float array: the summed weights of each image
+    uid,  # Series of int: its study
 ):
     "-> (lateral, turned): bool arrays; `turned` where the partner images overruled an image's own clues"
     lateral, doubt = pd.Series(score > 0, uid.index), pd.Series(np.abs(score), uid.index)
@@ -71,7 +71,7 @@ def _view_table():
     clues = view_clues()
     second = clues.groupby("uid").cumcount() > 0
     lateral, before = np.where(clues.derived.notna(), clues.derived == "L", second), None
-    for _ in range(20): # five rounds are enough
+    for _ in range(20):  # five rounds are enough
         weights = clue_weights(clues, lateral)
         before, (lateral, turned) = lateral, _vote(weights.sum(1), clues.uid)
         if (lateral == before).all(): break
@@ -88,7 +88,7 @@ def view_table():
 
 # %% ../nbs/a3_views.ipynb #892ae56f
 def image_views(
-    reports, # DataFrame of `load_reports`
+    reports,  # DataFrame of `load_reports`
 ):
     """The view of each image: a Series of lists of 'frontal' or 'lateral', in the order of `reports.images`.
 
