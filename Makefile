@@ -9,7 +9,8 @@ export OMP_NUM_THREADS ?= 1
 report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.png lateral.png" for your own)
 	@$(BIN)/xraycap report $(IMAGES)
 
-test: .venv/.dev  ## modules in step with the notebooks, then every notebook, then tests/
+test: .venv/.dev  ## the linter, modules in step with the notebooks, then every notebook, then tests/
+	$(BIN)/python tools/lint.py
 	tools/chromium.sh
 	tools/in_sync.sh
 	$(BIN)/nbdev_test --n_workers 2 --do_print

@@ -55,12 +55,15 @@ def few_colours(image):
 def light(data):
     "(kind, bytes) of a picture as the smallest file that looks the same; one that is light already stays."
     image = Image.open(BytesIO(data))
-    if image.width <= WIDTH and (image.format == "JPEG" or image.mode == "P"): return f"image/{image.format.lower()}", data
+    is_light = image.width <= WIDTH and (image.format == "JPEG" or image.mode == "P")
+    if is_light: return f"image/{image.format.lower()}", data
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     if image.width > WIDTH: image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.LANCZOS)
     grey = np.ptp(np.asarray(image, int), -1).max() < 8
-    files = [("image/jpeg", encoded(image.convert("L") if grey else image, format="JPEG", quality=80, progressive=True))]
-    if palette := few_colours(image): files.append(("image/png", encoded(palette, format="PNG")))
+    palette = few_colours(image)
+    files = [("image/png", encoded(palette, format="PNG"))] if palette else []
+    if grey: image = image.convert("L")
+    files.append(("image/jpeg", encoded(image, format="JPEG", quality=80, progressive=True)))
     return min(files, key=lambda file: len(file[1]))
 
 
@@ -98,7 +101,7 @@ def relight(path):
 if __name__ == "__main__":
     os.environ["IN_TEST"] = "1"
     flags = set(get_config().tst_flags.split()) - set(os.environ.get("FLAGS", "").split())
-    only_light, paths = sys.argv[1:2] == ["--light"], [Path(name).resolve() for name in sys.argv[1:] if name != "--light"]
-    for path in paths:
+    only_light = sys.argv[1:2] == ["--light"]
+    for path in [Path(name).resolve() for name in sys.argv[1 + only_light:]]:
         relight(path) if only_light else refresh(path, flags)
         print(f"{path.name}: outputs {'light' if only_light else 'refreshed'}, {path.stat().st_size / 1e3:.0f} kB")
