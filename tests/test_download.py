@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xraycap import downloads, files, reports, studies
+from xraycap import downloads
+from xraycap.files import find_archive
+from xraycap.reports import load_reports
+from xraycap.studies import load_studies
 
 DATA = np.random.default_rng(0).bytes(300_000)
 
@@ -124,7 +127,8 @@ def test_no_ranges_starts_again(server, tmp_path):
 
 def test_no_ranges_and_always_cut_gives_up(server, tmp_path):
     server.ranges, server.cut = False, 100_000
-    with pytest.raises(FileNotFoundError, match="4 attempts in a row .* 100,000 of 300,000 bytes") as e: downloads.fetch(server.url, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="4 attempts in a row .* 100,000 of 300,000 bytes") as e:
+        downloads.fetch(server.url, tmp_path / "x")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "x").exists() and (tmp_path / "x.part").stat().st_size == 100_000
 
@@ -146,7 +150,8 @@ def test_too_long_an_announcement_never_makes_a_file(server, tmp_path):
 
 def test_too_short_an_announcement_is_found_by_the_checksum(server, tmp_path):
     server.announce = -1000
-    with pytest.raises(ValueError, match="wrong checksum"): downloads.fetch(server.url, tmp_path / "x", sha256=hashlib.sha256(DATA).hexdigest())
+    with pytest.raises(ValueError, match="wrong checksum"):
+        downloads.fetch(server.url, tmp_path / "x", sha256=hashlib.sha256(DATA).hexdigest())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,14 +168,16 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 @pytest.mark.parametrize("code", [404, 403, 410])
 def test_dead_address_is_not_asked_twice(server, tmp_path, code):
     server.status = [code] * 9
-    with pytest.raises(FileNotFoundError, match=f"answers {code}: that address is dead"): downloads.fetch(server.url, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match=f"answers {code}: that address is dead"):
+        downloads.fetch(server.url, tmp_path / "x")
     assert len(server.asked) == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_nobody_there(server, tmp_path):
     server.httpd.shutdown()
     server.httpd.server_close()
-    with pytest.raises(FileNotFoundError, match="could not be fetched.*ConnectionError"): downloads.fetch(server.url, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="could not be fetched.*ConnectionError"):
+        downloads.fetch(server.url, tmp_path / "x")
 
 
 # --- archives
@@ -204,12 +211,14 @@ def png(size, mode="L"):
 def test_extract(tmp_path, make):
     (tmp_path / "a").write_bytes(make({"one": b"1", "deep/er/two": b"22"}))
     downloads.extract(tmp_path / "a", tmp_path / "out")
-    assert {str(o.relative_to(tmp_path / "out")): o.read_bytes() for o in (tmp_path / "out").rglob("*") if o.is_file()} == {
+    out = tmp_path / "out"
+    assert {str(o.relative_to(out)): o.read_bytes() for o in out.rglob("*") if o.is_file()} == {
         "one": b"1", os.path.join("deep", "er", "two"): b"22"}
 
 
 @pytest.mark.parametrize("make,members", [
-    (tgz, {"good": b"1", "../evil": b"2"}), (tgz, {"good": b"1", "a/../../evil": b"2"}), (tgz, {"/tmp/xraycap-evil": b"2"}),
+    (tgz, {"good": b"1", "../evil": b"2"}), (tgz, {"good": b"1", "a/../../evil": b"2"}),
+    (tgz, {"/tmp/xraycap-evil": b"2"}),
     (tgz, {"../out.part-evil": b"2"}), (tgz, {"link": "..", "link/evil": b"2"}), (tgz, {"evil": "/etc/hostname"}),
     (zipped, {"good": b"1", "../evil": b"2"}), (zipped, {"/tmp/xraycap-evil": b"2"})])
 def test_archives_that_want_out_are_refused_whole(tmp_path, make, members):
@@ -235,7 +244,8 @@ def test_what_cannot_be_made_small(tmp_path, monkeypatch):
     downloads.extract(tmp_path / "a", tmp_path / "out", side=32)
     assert (tmp_path / "out" / "deep.png").read_bytes() == deep.getvalue()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="cannot be unpacked"): downloads.extract(tmp_path / "a", tmp_path / "out2", side=32)
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        downloads.extract(tmp_path / "a", tmp_path / "out2", side=32)
 
 
 # --- the command
@@ -250,9 +260,10 @@ def test_images_end_to_end(server, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "CC BY-NC-ND 4.0" in said and "1.27 GB" in said
     sizes = {o.name: Image.open(o).size for o in folder.iterdir()}
-    assert sizes == {"CXR1_1_IM-0001-3001.png": (512, 624), "CXR1_1_IM-0001-4001.png": (591, 512), "small.png": (40, 50)}
+    assert sizes == {
+        "CXR1_1_IM-0001-3001.png": (512, 624), "CXR1_1_IM-0001-4001.png": (591, 512), "small.png": (40, 50)}
     assert np.asarray(Image.open(folder / "CXR1_1_IM-0001-3001.png")).mean() == 100
-    assert studies.load_studies("openi").uid.tolist() == [1]
+    assert load_studies("openi").uid.tolist() == [1]
     n = len(server.asked)
     assert downloads.download("images") == folder and len(server.asked) == n  # a second time there is nothing to do
     assert "Already there" in capsys.readouterr().out
@@ -267,9 +278,9 @@ def test_vectors_end_to_end(server, tmp_path, monkeypatch):
 def test_weights_and_reports_end_to_end(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XRAYCAP_URL_WEIGHTS", server.url)
     assert downloads.download("weights", tmp_path).read_bytes() == DATA
-    server.data = files.find_archive().read_bytes()
+    server.data = find_archive().read_bytes()
     monkeypatch.setenv("XRAYCAP_URL_REPORTS", server.url)
-    assert len(reports.load_reports(downloads.download("reports", tmp_path))) == 3955
+    assert len(load_reports(downloads.download("reports", tmp_path))) == 3955
     assert hashlib.sha256(server.data).hexdigest() == downloads.DOWNLOADS["reports"].sha256
 
 
@@ -282,9 +293,11 @@ def test_wrong_content(server, tmp_path, monkeypatch):
 def test_dead_address_says_what_to_do(server, tmp_path, monkeypatch):
     server.status = [404]
     monkeypatch.setenv("XRAYCAP_URL_IMAGES", server.url)
-    with pytest.raises(FileNotFoundError, match="set XRAYCAP_URL_IMAGES to its new address") as e: downloads.download("images", tmp_path)
+    with pytest.raises(FileNotFoundError, match="set XRAYCAP_URL_IMAGES to its new address") as e:
+        downloads.download("images", tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="choose one of reports, images, weights, vectors"): downloads.download("everything")
+    with pytest.raises(ValueError, match="choose one of reports, images, weights, vectors"):
+        downloads.download("everything")
