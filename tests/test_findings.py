@@ -8,16 +8,19 @@ from xraycap.text import clean_chen
 
 
 @pytest.mark.parametrize("text, found", [
-    ("The heart is mildly enlarged.", "Cardiomegaly"), ("Stable cardiomegaly.", "Cardiomegaly"), ("Borderline heart size.", "Cardiomegaly"),
+    ("The heart is mildly enlarged.", "Cardiomegaly"), ("Stable cardiomegaly.", "Cardiomegaly"),
+    ("Borderline heart size.", "Cardiomegaly"),
     ("Small left pleural effusion.", "Pleural Effusion"), ("Patchy opacities in the right base.", "Opacity"),
     ("Bibasilar subsegmental atelectasis.", "Atelectasis"), ("Calcified granuloma in the right upper lobe.", "Granuloma"),
     ("Calcified right hilar lymph nodes.", "Calcified Lymph Node"), ("Low lung volumes.", "Hypoinflation"),
     ("The lungs are hyperexpanded.", "Hyperinflation"), ("Emphysematous changes.", "Hyperinflation"),
     ("Degenerative changes of the thoracic spine.", "Spine Degeneration"), ("Apical scarring.", "Scar"),
     ("The thoracic aorta is tortuous.", "Tortuous Aorta"), ("Atherosclerotic aortic calcification.", "Calcified Aorta"),
-    ("Prominent interstitial markings.", "Interstitial Markings"), ("Blunted left costophrenic angle.", "Blunted Costophrenic Angle"),
+    ("Prominent interstitial markings.", "Interstitial Markings"),
+    ("Blunted left costophrenic angle.", "Blunted Costophrenic Angle"),
     ("The right hemidiaphragm remains elevated.", "Elevated Diaphragm"), ("Right PICC with tip in the SVC.", "Catheter"),
-    ("Left lower lobe infiltrate.", "Airspace Disease"), ("Old rib fractures.", "Fracture"), ("8mm nodule in the lingula.", "Nodule"),
+    ("Left lower lobe infiltrate.", "Airspace Disease"), ("Old rib fractures.", "Fracture"),
+    ("8mm nodule in the lingula.", "Nodule"),
     ("Dual-lead pacemaker.", "Pacemaker"), ("Surgical clips in the mediastinum.", "Surgical Clips"),
     ("Dextroscoliosis of the thoracic spine.", "Scoliosis"), ("Exaggerated kyphosis.", "Kyphosis"),
     ("Pulmonary vascular congestion.", "Edema"), ("Moderate hiatal hernia.", "Hiatal Hernia"),
@@ -30,8 +33,9 @@ def test_each_finding(text, found):
 
 @pytest.mark.parametrize("text", [
     "", " . ", "The heart is normal in size. The lungs are clear.", "There is no pleural effusion or pneumothorax.",
-    "No focal consolidation, pneumothorax or large effusion.", "Lungs are clear without infiltrate.", "Negative for pneumothorax.",
-    "Lungs are free of focal airspace disease, effusions or pneumothoraces.", "The heart is not enlarged.", "No fracture is seen.",
+    "No focal consolidation, pneumothorax or large effusion.", "Lungs are clear without infiltrate.",
+    "Negative for pneumothorax.", "Lungs are free of focal airspace disease, effusions or pneumothoraces.",
+    "The heart is not enlarged.", "No fracture is seen.",
     "The previously seen effusion has resolved.", "The nodule is no longer seen.", "The PICC has been removed.",
     "Interval removal of the right chest tube.", "Possible nodule in the right apex.", "This may represent pneumonia.",
     "Opacities have cleared.", "Cannot exclude a small effusion."])

@@ -25,10 +25,12 @@ def few_studies(monkeypatch):
     from xraycap.studies import load_studies as real
     def few(images="phantom", split="chen"):
         studies = real(images, split)
-        few = pd.concat([studies[studies.split == part].head(n) for part, n in (("train", 40), ("val", 10), ("test", 12))])
+        sizes = {"train": 40, "val": 10, "test": 12}
+        few = pd.concat([studies[studies.split == part].head(n) for part, n in sizes.items()])
         few.attrs.update(studies.attrs)
         return few
-    def noise(studies, encoder): return {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
+    def noise(studies, encoder):
+        return {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
     monkeypatch.setattr("xraycap.studies.load_studies", few)
     monkeypatch.setattr("xraycap.models.store_features", noise)
     return few()
@@ -36,8 +38,9 @@ def few_studies(monkeypatch):
 
 def test_score_card():
     card = score_card(texts, texts)
-    assert card.keys() - {"meteor"} == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "finding_f1_micro", "finding_f1_macro",
-                           "distinct", "bleu_4_shuffled", "bleu_4_low", "bleu_4_high"}
+    assert card.keys() - {"meteor"} == {
+        "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "finding_f1_micro", "finding_f1_macro",
+        "distinct", "bleu_4_shuffled", "bleu_4_low", "bleu_4_high"}
     assert card["bleu_4"] == card["rouge_l"] == pytest.approx(1) and card["distinct"] == 3 and card["bleu_4_shuffled"] < 1
     json.dumps(card)
     with pytest.raises(ValueError, match="3 references and 2"): score_card(texts, texts[:2])
@@ -74,7 +77,8 @@ def test_each_row_of_the_table_is_what_evaluate_and_others_measure(tmp_path, few
     for name, texts in said.items():
         theirs = nltk_bleu([[r.split()] for r in references], [h.split() for h in texts], weights=(1,))
         assert table.loc[name, "bleu_1"] == pytest.approx(theirs, abs=1e-9)
-        assert table.loc[name, "distinct"] == len({*texts}) and table.loc[name, "finding_f1_micro"] == finding_f1(references, texts)[0]
+        assert table.loc[name, "distinct"] == len({*texts})
+        assert table.loc[name, "finding_f1_micro"] == finding_f1(references, texts)[0]
 
 
 def test_paired_bootstrap_draws_the_same_studies_for_both():
@@ -85,7 +89,8 @@ def test_paired_bootstrap_draws_the_same_studies_for_both():
     def noisy(share): return [" ".join(w if rng.random() > share else "large" for w in r.split()) for r in references]
     ours, theirs = noisy(.05), noisy(.3)
     difference, low, high = paired_bootstrap(references, ours, theirs)
-    assert difference == pytest.approx(corpus_bleu(references, ours)[3] - corpus_bleu(references, theirs)[3]) and low < difference < high
+    assert difference == pytest.approx(corpus_bleu(references, ours)[3] - corpus_bleu(references, theirs)[3])
+    assert low < difference < high
     draws = []
     for _ in range(400):
         rows = rng.integers(0, 30, 30)
@@ -98,8 +103,10 @@ def test_paired_bootstrap_draws_the_same_studies_for_both():
 
 
 def test_findings_table_by_hand():
-    table = findings_table(["small effusion . cardiomegaly .", "normal .", "effusion ."], ["effusion .", "effusion .", "no effusion . scoliosis ."])
+    references = ["small effusion . cardiomegaly .", "normal .", "effusion ."]
+    table = findings_table(references, ["effusion .", "effusion .", "no effusion . scoliosis ."])
     assert table.index[0] == "Pleural Effusion" and table.loc["Pleural Effusion"].tolist() == [2, 2, 1, .5, .5, .5]
-    assert table.loc["Cardiomegaly", ["wanted", "said", "right", "recall"]].tolist() == [1, 0, 0, 0] and np.isnan(table.precision["Cardiomegaly"])
-    assert table.loc["Scoliosis", ["wanted", "said", "right", "precision"]].tolist() == [0, 1, 0, 0] and np.isnan(table.recall["Scoliosis"])
+    assert table.loc["Cardiomegaly", ["wanted", "said", "right", "recall"]].tolist() == [1, 0, 0, 0]
+    assert table.loc["Scoliosis", ["wanted", "said", "right", "precision"]].tolist() == [0, 1, 0, 0]
+    assert np.isnan(table.precision["Cardiomegaly"]) and np.isnan(table.recall["Scoliosis"])
     assert table[["wanted", "said", "right"]].sum().tolist() == [3, 3, 1]

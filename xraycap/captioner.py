@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .batches import pool_views
-from .encoder import CheXNet
+from .encoder import ImageEncoder
 from .fast import fused
-from .radiographs import check_size, grey, open_radiograph, square
 from .files import assets
 from .models import find_model, load_model, save_model
+from .radiographs import check_size, grey, open_radiograph, square
 from .search import beam_search
 from .text import sentences
 
@@ -39,7 +39,7 @@ class Report:
     "What a model says about a study, and what must be known about it."
     words: list  # of str, T words and full stops, as the model said them
     logp: float  # log-probability of all the words
-    attention: np.ndarray  # (T, 98): where each word looked, 49 places of the frontal view, then 49 of the lateral; or None
+    attention: np.ndarray  # (T, 98): where each word looked, 49 places of each view; or None
     views: tuple  # frontal and lateral, uint8 (224, 224)
     model: str  # name of the model
     images: str  # what it learnt from: 'phantom' (simulated), 'openi' or the name of a table
@@ -63,9 +63,11 @@ class Report:
 
     def as_dict(self) -> dict:  # for JSON
         "What `xraycap report --json` prints."
-        return dict(findings=self.findings, sentences=self.sentences, log_probability=round(self.logp, 4), model=self.model,
-                    images=self.images, seconds=round(self.seconds, 2), notice=self.notice)
+        return dict(
+            findings=self.findings, sentences=self.sentences, log_probability=round(self.logp, 4), model=self.model,
+            images=self.images, seconds=round(self.seconds, 2), notice=self.notice)
 
+# %% ../nbs/21_captioner.ipynb #f71c05a9
 def notice(
     images: str,  # what the model learnt from: 'phantom', 'openi' or the name of a table
     encoder: str = "",  # weights of its encoder
@@ -82,10 +84,12 @@ def _view(
     "An image as the encoder gets it."
     if isinstance(image, (str, Path)): return square(open_radiograph(image))
     if not isinstance(image, (np.ndarray, Image.Image)):
-        raise ValueError(f"An image must be a file's path, a PIL image or a uint8 array (height, width), not {type(image).__name__}.")
+        kind = type(image).__name__
+        raise ValueError(f"An image must be a file's path, a PIL image or a uint8 array (height, width), not {kind}.")
     if isinstance(image, np.ndarray):
         if image.ndim != 2 or image.dtype != np.uint8:
-            raise ValueError(f"An image array must be uint8 of shape (height, width), not {image.dtype} of shape {image.shape}.")
+            found = f"{image.dtype} of shape {image.shape}"
+            raise ValueError(f"An image array must be uint8 of shape (height, width), not {found}.")
         image = Image.fromarray(image)
     check_size("The image", *image.size)
     try: return square(grey(image))
@@ -94,18 +98,21 @@ def _view(
 # %% ../nbs/21_captioner.ipynb #18bac9b7
 class Captioner:
     "Encoder, decoder and vocabulary: radiographs in, report out."
-    def __init__(self,
+
+    def __init__(
+        self,
         decoder: torch.nn.Module,  # `AttentionDecoder`, `LSTMDecoder` or `TransformerDecoder`
         vocab,  # `Vocab`
-        about: dict,  # `encoder` (weights' name) and `images` ('phantom', 'openi' or the table's name), and what else is to be kept
+        about: dict,  # `encoder` (weights' name), `images` (what it learnt from), what else is to be kept
         name: str = "unnamed",  # for the reports
     ):
         self.decoder, self.vocab, self.about, self.name = decoder.eval(), vocab, about, name
-        self.encoder = CheXNet(about["encoder"]).eval()
+        self.encoder = ImageEncoder(about["encoder"]).eval()
         self.fast = fused(self.encoder)
 
     @classmethod
-    def load(cls,
+    def load(
+        cls,
         model: str | Path = "attention",  # a model's folder, or the name of one that came with the package
     ):
         "Open a saved model. Raises `FileNotFoundError` when there is none and `ValueError` when it is damaged."
@@ -113,24 +120,27 @@ class Captioner:
         about = {k: v for k, v in config.items() if k not in ("decoder", "args")}
         return cls(decoder, vocab, about, name=find_model(model).resolve().name)
 
-    def save(self,
+    def save(
+        self,
         path: str | Path,  # folder to write
     ):
         "Keep the model as a folder. Raises `ValueError` when `path` holds something else."
         save_model(path, self.decoder, self.vocab, self.about)
 
-    def encode(self,
+    def encode(
+        self,
         frontal,  # path, PIL image or uint8 array (H, W)
         lateral=None,  # the same; None: the frontal image is used twice
-    ) -> tuple:  # the two views, uint8 (224, 224), and what the decoder gets: float32 (98, 1024), or (2048,) if it is `pooled`
-        "Open a study's images and encode them. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
+    ) -> tuple:  # two views, uint8 (224, 224), and features, float32 (98, 1024), or (2048,) if `pooled`
+        "Open and encode a study's images. Raises `FileNotFoundError` or `ValueError` for one that cannot be used."
         frontal = _view(frontal)
         views = frontal, frontal if lateral is None else _view(lateral)
-        with torch.inference_mode(): spatial = self.fast.spatial(torch.from_numpy(np.stack(views)))  # (2, 49, 1024)
-        spatial = spatial.flatten(0, 1).numpy()                                                   # (98, 1024)
+        with torch.inference_mode(): spatial = self.fast.spatial(torch.from_numpy(np.stack(views)))  # v 49 1024
+        spatial = spatial.flatten(0, 1).numpy()  # (v 49) 1024
         return views, pool_views(spatial) if self.decoder.pooled else spatial
 
-    def report(self,
+    def report(
+        self,
         frontal,  # path, PIL image or uint8 array (H, W)
         lateral=None,  # the same; None: the frontal image is used twice
         k: int = 3,  # beam width
@@ -139,17 +149,20 @@ class Captioner:
         started = time.perf_counter()
         views, features = self.encode(frontal, lateral)
         best, = beam_search(self.decoder, features[None], k=k)
-        return Report(self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
-                      self.about["images"], time.perf_counter() - started, self.about["encoder"])
+        return Report(
+            self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
+            self.about["images"], time.perf_counter() - started, self.about["encoder"])
 
-# %% ../nbs/21_captioner.ipynb #b2a5e5cf
+# %% ../nbs/21_captioner.ipynb #ee8d2743
 def sentence_maps(
     report: Report,  # of a decoder with attention
-) -> list:  # of (2, 7, 7) float arrays, one for each sentence: mean attention over the frontal and the lateral view
+) -> list:  # a sentence's mean attention: float (2, 7, 7) over frontal and lateral view, (1, 7, 7) over a single image
     "Where each sentence looked."
+    single = report.views[0] is report.views[1]
     ends = [i for i, word in enumerate(report.words, 1) if word == "."] + [len(report.words)]
-    spans = [slice(start, end) for start, end in zip([0, *ends], ends) if any(w != "." for w in report.words[start:end])]
-    return [report.attention[span].mean(0).reshape(2, 7, 7) for span in spans]
+    spans = [slice(*span) for span in zip([0, *ends], ends) if set(report.words[slice(*span)]) - {"."}]
+    maps = [report.attention[span].mean(0).reshape(2, 7, 7) for span in spans]
+    return [m.sum(0, keepdims=True) for m in maps] if single else maps
 
 # %% ../nbs/21_captioner.ipynb #2b566f49
 def overlay(
@@ -158,24 +171,30 @@ def overlay(
 ) -> np.ndarray:  # float (224, 224, 3), from 0 to 1
     "The view in grey with the weights over it in colour, strong where they are high."
     size = view.shape[::-1]
-    smooth = np.asarray(Image.fromarray(weights.astype("float32")).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    smooth = Image.fromarray(weights.astype("float32")).resize(size, Image.Resampling.BICUBIC)
+    smooth = np.asarray(smooth).clip(0, 1)[..., None]
     grey, colour = view[..., None] / 255, colormaps["inferno"](smooth[..., 0])[..., :3]
     return (1 - .6 * smooth) * grey + .6 * smooth * colour
 
 # %% ../nbs/21_captioner.ipynb #7c41d9b0
+def _beside(
+    pictures,  # one picture (h, w) or (h, w, 3), or two
+):
+    "The pictures in a row, a light bar of six pixels between them."
+    left, *right = pictures
+    return np.hstack([left, np.ones_like(left[:, :6]) * left.max(), *right]) if right else left
+
 def report_figure(
     report: Report,  # what `Captioner.report` returned
 ) -> Figure:  # `savefig` writes it
     "Both views (or the one image that there is), and for each sentence the attention over them."
     single = report.views[0] is report.views[1]  # then the model saw it twice
     views = report.views[:1] if single else report.views
-    def beside(left, *right): return np.hstack([left, np.ones_like(left[:, :6]) * left.max(), *right]) if right else left
-    panels = [("The image" if single else "Frontal and lateral view", beside(*views))]
+    panels = [("The image" if single else "Frontal and lateral view", _beside(views))]
     if report.attention is not None:
         for sentence, maps in zip(report.sentences, sentence_maps(report)):
             title = sentence if single else f"{sentence} ({maps[0].sum() / maps.sum():.0%} frontal)"
-            if single: maps = maps.sum(0, keepdims=True)
-            panels.append((title, beside(*map(overlay, views, maps / max(maps.max(), 4 / 98)))))
+            panels.append((title, _beside([*map(overlay, views, maps / max(maps.max(), 4 / 98))])))
     rows = -(-len(panels) // 2)
     fig = Figure(figsize=(8, 2.4 * rows + .5), layout="constrained")
     axes = fig.subplots(rows, 2, squeeze=False).ravel()
