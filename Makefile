@@ -8,6 +8,11 @@ export OMP_NUM_THREADS ?= 1
 
 report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.png lateral.png" for your own)
 	@$(BIN)/xraycap report $(IMAGES)
+	@echo
+	@echo "Where to go next:"
+	@echo "  $(BIN)/xraycap report frontal.png lateral.png   your own files, PNG, JPEG or DICOM"
+	@echo "  $(BIN)/xraycap --help                           the other commands"
+	@echo "  nbs/00_reports.ipynb                       the course, from its first chapter"
 
 test: .venv/.dev  ## the linter, modules in step with the notebooks, then every notebook, then tests/
 	$(BIN)/python tools/lint.py
