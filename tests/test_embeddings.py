@@ -30,7 +30,8 @@ def write_bin(path, version=12):
     "FastText's binary format, written byte by byte; returns the input matrix"
     rows = np.random.default_rng(0).normal(size=(len(WORDS) + BUCKET, DIM)).astype("<f4")
     out = struct.pack("<2i", 793712314, version)
-    out += struct.pack("<12id", DIM, 5, 5, 1, 5, 1, 2, 2, BUCKET, MIN_N, MAX_N, 100, 1e-4)  # loss 2: negative sampling, model 2: skip-gram
+    loss, model = 2, 2  # negative sampling, skip-gram
+    out += struct.pack("<12id", DIM, 5, 5, 1, 5, 1, loss, model, BUCKET, MIN_N, MAX_N, 100, 1e-4)
     out += struct.pack("<3i2q", len(WORDS), len(WORDS), 0, 40, -1)
     for word in WORDS: out += word.encode() + b"\0" + struct.pack("<qb", 10, 0)
     out += struct.pack("<?2q", False, *rows.shape) + rows.tobytes()
@@ -56,7 +57,8 @@ def test_training_is_repeatable():
 def test_training_puts_exchangeable_words_together():
     texts = load_studies().query("split == 'train'").findings.map(clean_chen)
     vectors = train_fasttext(texts[:600], dim=50, epochs=10)
-    assert vectors.similarity("left", "right") > max(vectors.similarity("left", w) for w in ("heart", "normal", "effusion", "clear"))
+    others = [vectors.similarity("left", w) for w in ("heart", "normal", "effusion", "clear")]
+    assert vectors.similarity("left", "right") > max(others)
     assert "effusions" in [w for w, _ in vectors.most_similar("effusion", topn=3)]
 
 
@@ -70,7 +72,7 @@ def test_bin_file(tmp_path, version):
     rows = write_bin(tmp_path / "a.bin", version)
     vectors = load_vectors(tmp_path / "a.bin")
     assert vectors.vector_size == DIM and list(vectors.key_to_index) == WORDS
-    for word in WORDS + ["hearts", "pneumothoraces", "cœur"]:  # mean of the word's own row, if it has one, and of its subwords' rows
+    for word in WORDS + ["hearts", "pneumothoraces", "cœur"]:  # its own row, if any, and its subwords, averaged
         used = [rows[WORDS.index(word)]] if word in WORDS else []
         used += [rows[len(WORDS) + fnv(s) % BUCKET] for s in subwords(word)]
         assert vectors[word] == pytest.approx(np.mean(used, axis=0), abs=1e-5)
@@ -89,7 +91,8 @@ def test_matrix_of_a_vec_file(tmp_path):
     matrix = embedding_matrix(vocab, vectors)
     assert matrix.shape == (8, DIM) and matrix.dtype == torch.float32
     assert matrix[0].abs().sum() == 0
-    assert matrix[4].numpy() == pytest.approx(rows[1], abs=1e-6) and matrix[6].numpy() == pytest.approx(rows[0], abs=1e-6)
+    assert matrix[4].numpy() == pytest.approx(rows[1], abs=1e-6)
+    assert matrix[6].numpy() == pytest.approx(rows[0], abs=1e-6)
     strangers = matrix[[1, 2, 3, 5, 7]]
     assert len(strangers.unique(dim=0)) == 5  # each its own
     assert strangers.norm(dim=1).numpy() == pytest.approx(np.linalg.norm(rows, axis=1).mean(), rel=1e-5)
@@ -111,11 +114,14 @@ def bad_files(folder):
     binary, text = (folder / "good.bin").read_bytes(), (folder / "good.vec").read_text()
     huge = bytearray(binary)
     huge[8:12] = struct.pack("<i", 2**31 - 1)
-    contents = {"empty.bin": b"", "empty.vec": b"", "page.vec": b"<html>not found</html>", "page.bin": b"<html>not found</html>" * 20,
-                "cut.bin": binary[:400], "tail.bin": binary[:-200], "huge.bin": bytes(huge), "huge.vec": b"99999999999 300\na 1 2\n",
-                "cut.vec": text[:60].encode(), "ragged.vec": text.replace(text.split()[4], "").encode(),
-                "words.vec": text.replace(text.split()[3], "nonsense").encode(), "none.vec": b"0 300\n", "negative.vec": b"-1 -3\na 1 2 3\n",
-                "nan.vec": b"1 2\na nan 1\n", "latin.vec": b"1 2\n\xff\xfe 1 2\n", "vectors.zip": b"PK\3\4", "word2vec.bin": b"2 3\nab " + b"\0" * 60}
+    page = b"<html>not found</html>"
+    contents = {
+        "empty.bin": b"", "empty.vec": b"", "page.vec": page, "page.bin": page * 20, "cut.bin": binary[:400],
+        "tail.bin": binary[:-200], "huge.bin": bytes(huge), "huge.vec": b"99999999999 300\na 1 2\n",
+        "cut.vec": text[:60].encode(), "ragged.vec": text.replace(text.split()[4], "").encode(),
+        "words.vec": text.replace(text.split()[3], "nonsense").encode(), "none.vec": b"0 300\n",
+        "negative.vec": b"-1 -3\na 1 2 3\n", "nan.vec": b"1 2\na nan 1\n", "latin.vec": b"1 2\n\xff\xfe 1 2\n",
+        "vectors.zip": b"PK\3\4", "word2vec.bin": b"2 3\nab " + b"\0" * 60}
     for name, content in contents.items(): (folder / name).write_bytes(content)
     return [folder / name for name in contents]
 

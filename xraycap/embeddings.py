@@ -8,6 +8,7 @@ __all__ = ['train_fasttext', 'load_vectors', 'embedding_matrix']
 # %% ../nbs/07_embeddings.ipynb #4ba668d9
 import zlib
 from pathlib import Path
+
 import numpy as np
 import torch
 from gensim.models import FastText, KeyedVectors
@@ -20,11 +21,14 @@ def train_fasttext(
     epochs: int = 15,  # times through the texts
     seed: int = 0,  # same seed, same vectors
 ):  # gensim's vectors: `vectors[word]` is a float32 array (dim,), also for unknown words
-    "Train FastText (skip-gram, Bojanowski et al. 2017) on `texts`; one thread, so that the result is the same every time. Raises: `ValueError` without a word"
+    """Train FastText (skip-gram, Bojanowski et al. 2017) on `texts`, on one thread, so that the result repeats.
+
+    Raises `ValueError` if there is no word in the texts."""
     sentences = [t.split() for t in texts]
     if not any(sentences): raise ValueError("FastText needs texts to learn from, but all the texts given are empty.")
     # 20,000 places for subwords instead of gensim's 2,000,000, which would take 2.4 GB for 1,500 words
-    return FastText(sentences, vector_size=dim, epochs=epochs, seed=seed, sg=1, min_count=1, bucket=20_000, workers=1).wv
+    return FastText(sentences, vector_size=dim, epochs=epochs, seed=seed, sg=1, min_count=1, bucket=20_000,
+                    workers=1).wv
 
 # %% ../nbs/07_embeddings.ipynb #ce30efaa
 def _claimed_size(path):
@@ -41,16 +45,19 @@ def _claimed_size(path):
 def load_vectors(
     path,  # a `.vec` (text) or `.bin` (FastText) file
 ):  # gensim's vectors: `vectors[word]` is a float32 array (dim,)
-    "Read pretrained word vectors. Raises: `FileNotFoundError`; `ValueError` when the file is not what its name says"
+    "Read pretrained word vectors. Raises `FileNotFoundError`; `ValueError` when the file is not what its name says"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"There is no file {path} with word vectors.")
     if path.suffix not in (".vec", ".bin"):
-        raise ValueError(f"{path} should be a .vec or .bin file of FastText word vectors; unpack it first if it is an archive.")
+        raise ValueError(f"{path} should be a .vec or .bin file of FastText word vectors; "
+                         "unpack it first if it is an archive.")
     try:
         if _claimed_size(path) > path.stat().st_size: raise ValueError("the file is shorter than it says")
-        vectors = load_facebook_vectors(path) if path.suffix == ".bin" else KeyedVectors.load_word2vec_format(path)
+        read = load_facebook_vectors if path.suffix == ".bin" else KeyedVectors.load_word2vec_format
+        vectors = read(path)
     except Exception as error:  # whatever a reader of another program's format stumbles over
-        raise ValueError(f"{path} is not a complete {path.suffix} file of FastText word vectors; please get it again.") from error
+        raise ValueError(f"{path} is not a complete {path.suffix} file of FastText word vectors; "
+                         "please get it again.") from error
     if not len(vectors) or not np.isfinite(vectors.vectors).all():
         raise ValueError(f"{path} holds no usable word vectors; please get it again.")
     return vectors
@@ -60,7 +67,7 @@ def embedding_matrix(
     vocab,  # a `Vocab`
     vectors,  # what `train_fasttext` or `load_vectors` gives
 ) -> torch.Tensor:  # float32 (len(vocab), dim); row 0 (`<pad>`) is zero
-    "One row for each word of `vocab`: its vector, or that of its subwords, or a random one that depends on the word alone"
+    "One row for each word of `vocab`: its vector, or that of its subwords, or a random one that depends on the word"
     length = np.linalg.norm(vectors.vectors, axis=1).mean()
     matrix = np.zeros((len(vocab), vectors.vector_size), dtype=np.float32)
     for i, word in enumerate(vocab.itos[1:], 1):
