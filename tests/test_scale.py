@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from xraycap import features
 from xraycap import scale
 from xraycap.cli import app
-from xraycap.encoder import CheXNet
-from xraycap.features import FeatureStore, store_features
-from xraycap.studies import load_studies
+from xraycap.encoder import ImageEncoder
+from xraycap.features import ROW_BYTES, FeatureStore, store_features
 from xraycap.scale import ray_features
+from xraycap.studies import load_studies
 
-WORDS = ["the heart is normal in size .", "the heart is large .", "the lungs are clear .", "a small effusion is seen .", "no effusion .", "the bones are old ."]
+WORDS = ["the heart is normal in size .", "the heart is large .", "the lungs are clear .",
+         "a small effusion is seen .", "no effusion .", "the bones are old ."]
 
 
 def own_table(folder, n):
@@ -30,9 +30,11 @@ def own_table(folder, n):
     folder.mkdir()
     rng, rows = np.random.default_rng(0), []
     for i in range(n):
-        for view in "fl": Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(folder / f"{i}{view}.png")
+        for view in "fl":
+            Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(folder / f"{i}{view}.png")
         part = "train" if i % 3 else "val"
-        rows.append(dict(frontal=f"{i}f.png", lateral=f"{i}l.png", findings=" ".join(rng.permutation(WORDS)[:3]), split=part))
+        findings = " ".join(rng.permutation(WORDS)[:3])
+        rows.append(dict(frontal=f"{i}f.png", lateral=f"{i}l.png", findings=findings, split=part))
     pd.DataFrame(rows).to_csv(folder / "data.csv", index=False)
     return folder / "data.csv"
 
@@ -50,20 +52,21 @@ def instead_of_ray(after=None):
             facts = json.loads(shard["studies"])
             wrong = {o["uid"]: "cannot be read" for o in facts if o["uid"] % 10 == 9}
             good = [o for o in facts if o["uid"] not in wrong]
-            rows = b"".join(np.random.default_rng([o["uid"], o["seen"]]).bytes(scale._ROW) for o in good)
+            rows = b"".join(np.random.default_rng([o["uid"], o["seen"]]).bytes(ROW_BYTES) for o in good)
             (folder / f"{shard['name']}.f16").write_bytes(rows)
-            (folder / f"{shard['name']}.json").write_text(json.dumps({"seen": {o["uid"]: o["seen"] for o in good}, "failed": wrong}))
+            about = {"seen": {o["uid"]: o["seen"] for o in good}, "failed": wrong}
+            (folder / f"{shard['name']}.json").write_text(json.dumps(about))
             yield shard["name"]
     return encode_all
 
 
-class Nothing(CheXNet):
+class Nothing(ImageEncoder):
     def __init__(self): super().__init__(None)
 
 
 def simulated(n):
-    studies = pd.DataFrame(dict(uid=range(n), frontal=[f"phantom-{i}-frontal" for i in range(n)], lateral=[f"phantom-{i}-lateral" for i in range(n)],
-                                mesh=[["Cardiomegaly"] if i % 2 else [] for i in range(n)]))
+    names = {view: [f"phantom-{i}-{view}" for i in range(n)] for view in ("frontal", "lateral")}
+    studies = pd.DataFrame(dict(uid=range(n), **names, mesh=[["Cardiomegaly"] if i % 2 else [] for i in range(n)]))
     studies.attrs["images"] = "phantom"
     return studies
 
@@ -109,7 +112,7 @@ def test_cut_while_joining(straight, nothing, tmp_path, monkeypatch, after):
     with monkeypatch.context() as m:
         m.setattr(Path, "unlink", sometimes)
         with pytest.raises(Cut): ray_features(simulated(70), nothing, tmp_path / "cut", shard=1)
-    store, failed = ray_features(simulated(70), nothing, tmp_path / "cut", shard=1)
+    store, _ = ray_features(simulated(70), nothing, tmp_path / "cut", shard=1)
     assert identical(store, straight)
     np.testing.assert_array_equal(store[[3, 68]], straight[[3, 68]])
 
@@ -133,8 +136,10 @@ def test_no_study(nothing, tmp_path):
 def test_without_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(app, ["features", "--images", str(own_table(tmp_path / "own", 2)), "--encoder", "phantom", "--engine", "ray"])
-    assert result.exit_code == 2 and "pip install 'xraycap[scale]'" in result.stderr.splitlines()[-1] and result.stdout == ""
+    table = str(own_table(tmp_path / "own", 2))
+    result = CliRunner().invoke(app, ["features", "--images", table, "--encoder", "phantom", "--engine", "ray"])
+    assert result.exit_code == 2 and "pip install 'xraycap[scale]'" in result.stderr.splitlines()[-1]
+    assert result.stdout == ""
     assert not list((tmp_path / "home").rglob("*.f16"))
 
 
@@ -150,13 +155,13 @@ def own(tmp_path_factory): return own_table(tmp_path_factory.mktemp("scale") / "
 
 
 @pytest.fixture(scope="module")
-def phantom_net(): return CheXNet("phantom")
+def phantom_net(): return ImageEncoder("phantom")
 
 
 def test_ray_keeps_to_itself(ray):
     processes = psutil.Process().children(recursive=True)
-    listening = {o.laddr.ip.removeprefix("::ffff:") for p in processes for o in p.net_connections() if o.status == "LISTEN"}
-    assert listening == {"127.0.0.1"}
+    listening = [o.laddr.ip for p in processes for o in p.net_connections() if o.status == "LISTEN"]
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0" and ray.cluster_resources()["object_store_memory"] <= 2**29
 
 
@@ -196,10 +201,10 @@ def test_images_that_cannot_be_read(ray, tmp_path, phantom_net, monkeypatch):
 
 FILL = """
 import sys
-from xraycap.encoder import CheXNet
+from xraycap.encoder import ImageEncoder
 from xraycap.studies import load_studies
 from xraycap.scale import _ray, ray_features
-with _ray(num_cpus=1): ray_features(load_studies(sys.argv[1]), CheXNet("phantom"), sys.argv[2], shard=2)
+with _ray(num_cpus=1): ray_features(load_studies(sys.argv[1]), ImageEncoder("phantom"), sys.argv[2], shard=2)
 """
 
 
@@ -210,8 +215,10 @@ def watcher(process):
 
 
 def test_killed(ray, own, phantom_net, tmp_path):
-    "The whole program gets signal 9 after two of eight shards; nothing of it stays behind, and the next run ends with the same bytes."
-    process = subprocess.Popen([sys.executable, "-c", FILL, own, tmp_path / "cut"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    """The whole program gets signal 9 after two of eight shards; nothing of it stays behind, and the next run ends
+    with the same bytes."""
+    command = [sys.executable, "-c", FILL, own, tmp_path / "cut"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     ready = lambda: list((tmp_path / "cut").glob("*.shards/*.json"))
     while process.poll() is None and len(ready()) < 2: time.sleep(.02)
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -224,8 +231,12 @@ def test_killed(ray, own, phantom_net, tmp_path):
     kept |= {p.name: p.stat().st_mtime_ns for p in ready()}  # what was being written when its program died
     studies, names = load_studies(own), []
     encode_all = scale._encode_all
+    def noted(shards, *args):
+        for name in encode_all(shards, *args):
+            names.append(name)
+            yield name
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(scale, "_encode_all", lambda shards, *args: (names.append(o["name"]) or o["name"] for o in [{"name": n} for n in encode_all(shards, *args)]))
+        m.setattr(scale, "_encode_all", noted)
         again, _ = ray_features(studies, phantom_net, tmp_path / "cut", shard=2)
     straight, _ = ray_features(studies, phantom_net, tmp_path / "straight", shard=2)
     assert identical(again, straight) and len(names) == 8 - len(kept)
@@ -246,15 +257,19 @@ def test_two_processes_train_as_one(own, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "train.py").write_text(TRAIN)
-    two = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0".split()
+    two = ("-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+           "--dynamo_backend no --main_process_port 0").split()
     said, learnt = {}, {}
     for name, launch in (("one", []), ("two", two)):
-        result = subprocess.run([sys.executable, *launch, tmp_path / "train.py", tmp_path / name, own], capture_output=True, text=True)
+        command = [sys.executable, *launch, tmp_path / "train.py", tmp_path / name, own]
+        result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
         said[name] = [line.split(" ", 2)[1:] for line in result.stdout.splitlines() if line.startswith("rank")]
         learnt[name] = json.loads((tmp_path / name / "config.json").read_text())["losses"]
-        assert sorted(p.name for p in (tmp_path / name).iterdir()) == ["config.json", "model.safetensors", "vocab.json"]
+        files = sorted(p.name for p in (tmp_path / name).iterdir())
+        assert files == ["config.json", "model.safetensors", "vocab.json"]
     assert [rank for rank, _ in said["one"]] == ["None"] and sorted(rank for rank, _ in said["two"]) == ["0", "1"]
     assert len({figures for _, figures in said["two"]}) == 1  # both processes know the whole validation part
-    for figure in ("valid_loss", "perplexity"): np.testing.assert_allclose(learnt["one"][figure], learnt["two"][figure], rtol=.02)
+    for figure in ("valid_loss", "perplexity"):
+        np.testing.assert_allclose(learnt["one"][figure], learnt["two"][figure], rtol=.02)
     assert learnt["two"]["valid_loss"][-1] < learnt["two"]["valid_loss"][0]

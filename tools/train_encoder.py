@@ -1,16 +1,17 @@
-"""Train the `phantom` weights: DenseNet-121 on simulated studies only, to predict the findings and to say where they are.
+"""Train the `phantom` weights: DenseNet-121 on simulated studies only, to predict the findings and to place them.
 
-    python tools/train_encoder.py render POOL            # simulate the bodies once (a process a core)
-    torchrun --nproc_per_node 3 tools/train_encoder.py train POOL   # progressive resizing with fastai, a process a core, bfloat16
-    python tools/train_encoder.py test                   # AUROC of each finding on the simulated chen test split
+    python tools/train_encoder.py render POOL    # simulate the bodies once (a process a core)
+    torchrun --nproc_per_node 3 tools/train_encoder.py train POOL    # progressive resizing, a process a core, bfloat16
+    python tools/train_encoder.py test           # AUROC of each finding on the simulated chen test split
 
-What the training of the shipped weights printed is in train_encoder.log. Where there is a POOL/start.safetensors (weights of an earlier
-training), it goes on from those, at the largest size; otherwise it starts from nothing. Every body of the pool is drawn anew: its codes are those of a train study
-(rare ones more often), its seed is not a study's.
+What the training of the shipped weights printed is in train_encoder.log. Where there is a POOL/start.safetensors
+(weights of an earlier training), it goes on from those, at the largest size; otherwise it starts from nothing. Every
+body of the pool is drawn anew: its codes are those of a train study (rare ones more often), its seed is not a study's.
 
-The network learns more than it is asked later. Beside each finding it learns the headings and qualifiers of its codes (a density or an
-opacity; which side, which lobe), and it learns them twice: from the pooled features of both views, and from the features of each place,
-because the phantom knows which places the finding covers. Only the findings' own outputs are kept.
+The network learns more than it is asked later. Beside each finding it learns the headings and qualifiers of its codes
+(a density or an opacity; which side, which lobe), and it learns them twice: from the pooled features of both views, and
+from the features of each place, because the phantom knows which places the finding covers. Only the findings' own
+outputs are kept.
 """
 import json
 import os
@@ -31,14 +32,18 @@ from xraycap.phantom import phantom
 from xraycap.studies import load_studies
 
 STUDIES = 14_000  # of the pool
-STAGES = [(128, 420, 16, 2e-3), (224, 1100, 8, 1e-3)]  # pixels a side, batches, batch size of a process, highest learning rate
-PLACES = [{"right", "left"}, {"apex", "upper lobe", "middle lobe", "lingula", "lower lobe", "base", "hilum", "retrocardiac"}]  # drawn where a code says nothing
+STAGES = [(128, 420, 16, 2e-3), (224, 1100, 8, 1e-3)]  # pixels a side, batches, a process's batch size, highest lr
+PLACES = [  # drawn where a code says nothing
+    {"right", "left"},
+    {"apex", "upper lobe", "middle lobe", "lingula", "lower lobe", "base", "hilum", "retrocardiac"}]
 
 
 def parts(mesh):
     "`(finding, heading or qualifier)` pairs of a report's codes, and `(finding, '')`"
     out = set()
-    for name, q in finding_codes(mesh): out |= {(name, ""), *((name, x) for x in (q | {"right", "left"} if "bilateral" in q else q))}
+    for name, q in finding_codes(mesh):
+        if "bilateral" in q: q = q | {"right", "left"}
+        out |= {(name, ""), *((name, x) for x in q)}
     return out
 
 
@@ -62,7 +67,10 @@ def draw(studies, labels, n, seed):
     found = [parts(m) for m in studies.mesh]
     having = [[i for i, x in enumerate(found) if p in x] for p in labels]
     having = [x for x in having if x]
-    return [rng.integers(len(studies)) if rng.random() < .25 else rng.choice(having[rng.integers(len(having))]) for _ in range(n)]
+    def one():
+        if rng.random() < .25: return rng.integers(len(studies))
+        return rng.choice(having[rng.integers(len(having))])
+    return [one() for _ in range(n)]
 
 
 def render_one(job):
@@ -82,7 +90,8 @@ def render(pool):
     (pool / "labels.json").write_text(json.dumps(names))
     with ProcessPoolExecutor() as ex:
         save(pool / "val", list(zip(val.uid, val.mesh)), names, ex)
-        save(pool / "train", [(10**7 + i, train.mesh[r]) for i, r in enumerate(draw(train, names, STUDIES, 0))], names, ex)
+        drawn = [(10**7 + i, train.mesh[r]) for i, r in enumerate(draw(train, names, STUDIES, 0))]
+        save(pool / "train", drawn, names, ex)
 
 
 def save(path, jobs, names, ex):
@@ -96,7 +105,8 @@ def save(path, jobs, names, ex):
 
 
 class Pool(torch.utils.data.Dataset):
-    "Simulated studies as uint8 (2,size,size), with small shifts and changes of exposure; their labels; the labels at each place (2*places, n)"
+    """Simulated studies as uint8 (2,size,size), with small shifts and changes of exposure; their labels; the labels at
+    each place (2*places, n)"""
     def __init__(self, path, size, augment):
         self.x = np.load(path.with_suffix(".npy"), mmap_mode="r")
         self.y, self.blocks = (np.load(path.parent / f"{path.name}_{k}.npy") for k in ("y", "blocks"))
@@ -132,7 +142,8 @@ class PlacedNet(FindingNet):
         "Logits (B,n) of the study and (B,2*places,n) of its places"
         with torch.autocast("cpu", torch.bfloat16):
             a = self.encoder.spatial(x.flatten(0, 1)).unflatten(0, (-1, 2))  # b v p c
-            return self.head(a.mean(2).flatten(1)).float(), torch.cat([at(a[:, v]) for v, at in enumerate(self.at)], 1).float()
+            places = torch.cat([at(a[:, v]) for v, at in enumerate(self.at)], 1)
+            return self.head(a.mean(2).flatten(1)).float(), places.float()
 
 
 def bce(logits, y):
@@ -160,8 +171,10 @@ def check(net, pool, size):
     dl = torch.utils.data.DataLoader(Pool(pool / "val", size, False), 16)
     with torch.inference_mode(): z, y = (torch.cat(t).numpy() for t in zip(*[(net(x)[0], y) for x, (y, _) in dl]))
     scores = auroc(z, y, 5)
-    print(f"{size} px: val AUROC of {len(scores)} labels with 5 or more positives {np.mean([a for a, _ in scores.values()]):.3f}, of the findings",
-          round(np.mean([a for i, (a, _) in scores.items() if i < len(FINDINGS)]), 3), {FINDINGS[i]: round(float(a), 2) for i, (a, _) in scores.items() if i < len(FINDINGS)}, flush=True)
+    own = {FINDINGS[i]: float(a) for i, (a, _) in scores.items() if i < len(FINDINGS)}
+    mean = np.mean([a for a, _ in scores.values()])
+    print(f"{size} px: val AUROC of {len(scores)} labels with 5 or more positives {mean:.3f}, of the findings",
+          round(np.mean(list(own.values())), 3), {name: round(a, 2) for name, a in own.items()}, flush=True)
 
 
 def log_callback(rank, start):
@@ -170,7 +183,8 @@ def log_callback(rank, start):
         "A line each 25 batches"
         def after_batch(self):
             if self.training and rank == 0 and self.train_iter % 25 == 0:
-                print(f"{(time.time() - start) / 60:5.1f} min  {self.train_iter}/{self.n_iter}  loss {self.learn.smooth_loss.item():.4f}", flush=True)
+                minutes, loss = (time.time() - start) / 60, self.learn.smooth_loss.item()
+                print(f"{minutes:5.1f} min  {self.train_iter}/{self.n_iter}  loss {loss:.4f}", flush=True)
     return Log()
 
 
@@ -181,9 +195,11 @@ def stage(net, pool, size, batches, bs, lr, start):
     from fastai.learner import Learner
     rank, data = int(os.environ.get("RANK", 0)), Pool(pool / "train", size, True)
     def loader(n):
-        sampler = torch.utils.data.RandomSampler(data, num_samples=n * bs, generator=torch.Generator().manual_seed(1000 * size + rank))
+        seeded = torch.Generator().manual_seed(1000 * size + rank)
+        sampler = torch.utils.data.RandomSampler(data, num_samples=n * bs, generator=seeded)
         return torch.utils.data.DataLoader(data, bs, sampler=sampler)
-    learn = Learner(DataLoaders(loader(batches), loader(1)), net, loss, wd=.05, path=pool, cbs=[log_callback(rank, start)])
+    dls = DataLoaders(loader(batches), loader(1))
+    learn = Learner(dls, net, loss, wd=.05, path=pool, cbs=[log_callback(rank, start)])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr, pct_start=.15)
 
 
@@ -220,15 +236,19 @@ def findings_only(net):
 def test():
     "AUROC of the shipped weights on the simulated chen test split, from the stored features"
     from xraycap.batches import pool_views
-    from xraycap.encoder import CheXNet
+    from xraycap.encoder import ImageEncoder
+    from xraycap.fast import fused
     from xraycap.features import store_features
     studies = load_studies("phantom")
     studies = studies[studies.split == "test"]
-    store, (net, findings) = store_features(studies, CheXNet("phantom")), load_finding_net()
-    with torch.inference_mode(): z = net.head(torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid]))).numpy()
+    store, (net, findings) = store_features(studies, fused(ImageEncoder("phantom"))), load_finding_net()
+    pooled = torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid]))
+    with torch.inference_mode(): z = net.head(pooled).numpy()
     scores = auroc(z, np.array([[f in mesh_findings(m) for f in findings] for m in studies.mesh], "f4"), 1)
-    for i, (a, n) in sorted(scores.items(), key=lambda s: -s[1][1]): print(f"{findings[i]:28} {n:4d} positives  AUROC {a:.3f}")
-    print(f"mean over the findings with 20 or more positives: {np.mean([a for a, n in scores.values() if n >= 20]):.3f}")
+    for i, (a, n) in sorted(scores.items(), key=lambda s: -s[1][1]):
+        print(f"{findings[i]:28} {n:4d} positives  AUROC {a:.3f}")
+    often = np.mean([a for a, n in scores.values() if n >= 20])
+    print(f"mean over the findings with 20 or more positives: {often:.3f}")
 
 
 if __name__ == "__main__": {"render": render, "train": train, "test": test}[sys.argv[1]](*map(Path, sys.argv[2:]))

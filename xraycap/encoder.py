@@ -20,15 +20,16 @@ from .weights import load_weights, phantom_file, read_weights
 
 # %% ../nbs/08_encoder.ipynb #5937d3e7
 class ImageEncoder(nn.Module):
-    "DenseNet-121's convolutional part (Huang et al. 2017), with weights that have seen chests (CheXNet: Rajpurkar et al. 2017)."
+    "The convolutional part of a DenseNet-121 (Huang et al. 2017), which takes grey radiographs."
+
     def __init__(
         self,
-        weights="phantom",  # name of an origin (see `load_weights`), path of a weights file, or None: random
+        weights: str | Path | None = "phantom",  # a name or a file for `load_weights`, or None: random
     ):
         super().__init__()
         self.features = densenet121(weights=None).features
         tensors = {} if weights is None else load_weights(weights)
-        grey = tensors and tensors["features.conv0.weight"].shape[1] == 1
+        grey = bool(tensors) and tensors["features.conv0.weight"].shape[1] == 1
         if grey: self.features.conv0 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         # torchxrayvision: 0..255 becomes -1024..1024; all others: ImageNet's statistics on three equal channels
         mean, std = ([.5], [.5 / 1024]) if grey else ([.485, .456, .406], [.229, .224, .225])
@@ -38,49 +39,50 @@ class ImageEncoder(nn.Module):
             self.load_state_dict(tensors, strict=False)  # `load_weights` has checked names and shapes
             self.eval()
 
-    def digest(self):
-        "Eight hex digits that change with any of the weights"
+    def prepare(
+        self,
+        x: torch.Tensor,  # uint8 (B, H, W), grey
+    ) -> torch.Tensor:  # float32 (B, C, H, W)
+        "The image scaled as the weights' origin wants it."
+        return (x[:, None] - self.mean) / self.std
+
+    def forward(
+        self,
+        x: torch.Tensor,  # uint8 (B, H, W), grey; or float (B, C, H, W), already prepared
+    ) -> torch.Tensor:  # (B, 1024, H/32, W/32)
+        "The last feature map, after the final norm and ReLU."
+        return self.features(self.prepare(x) if x.dtype == torch.uint8 else x).relu()
+
+    def spatial(
+        self,
+        x: torch.Tensor,  # as `forward` takes it
+    ) -> torch.Tensor:  # (B, 49, 1024) from 224 x 224
+        "One vector for each place, row by row."
+        return self(x).flatten(2).transpose(1, 2)  # b c h w -> b (h w) c
+
+    def pooled(
+        self,
+        x: torch.Tensor,  # as `forward` takes it
+    ) -> torch.Tensor:  # (B, 1024)
+        "The mean over all places."
+        return self(x).mean((2, 3))
+
+    def digest(self) -> str:
+        "Eight hex digits that change with any of the weights."
         sha = hashlib.sha256()
         for key, tensor in self.state_dict().items():
             if not key.endswith("num_batches_tracked"): sha.update(tensor.cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()[:8]
 
-    def prepare(
-        self,
-        x,  # uint8 (B,H,W), grey
-    ):
-        "float32 (B,C,H,W), scaled as the weights' origin wants it"
-        return (x[:, None] - self.mean) / self.std
-
-    def forward(
-        self,
-        x,  # uint8 (B,H,W), grey; or float (B,C,H,W), already prepared
-    ):
-        "The last feature map, after the final norm and ReLU: (B,1024,H/32,W/32)"
-        return self.features(self.prepare(x) if x.dtype == torch.uint8 else x).relu()
-
-    def spatial(
-        self,
-        x,  # as `forward` takes it
-    ):
-        "One vector for each place, row by row: (B,49,1024) from 224x224"
-        return self(x).flatten(2).transpose(1, 2)  # b c h w -> b (h w) c
-
-    def pooled(
-        self,
-        x,  # as `forward` takes it
-    ):
-        "The mean over all places: (B,1024)"
-        return self(x).mean((2, 3))
-
 CheXNet = ImageEncoder  # its name in earlier versions
 
 # %% ../nbs/08_encoder.ipynb #a269f31e
 class FindingNet(nn.Module):
-    "The network that trains the `phantom` weights: both views' pooled features, and one linear layer."
+    "An encoder for both views, and one linear layer that reads its pooled features and names findings."
+
     def __init__(
         self,
-        n,  # number of findings
+        n: int,  # number of findings
     ):
         super().__init__()
         self.encoder = ImageEncoder(None)
@@ -88,33 +90,34 @@ class FindingNet(nn.Module):
 
     def forward(
         self,
-        x,  # uint8 (B,2,H,W): frontal and lateral; H and W divisible by 32
-    ):
-        "Logits (B,n)"
+        x: torch.Tensor,  # uint8 (B, 2, H, W): frontal and lateral; H and W divisible by 32
+    ) -> torch.Tensor:  # logits (B, n)
+        "One number for each finding, whose sigmoid is its probability."
         return self.head(self.encoder.pooled(x.flatten(0, 1)).view(len(x), 2048))  # (b v) c -> b (v c)
 
-# %% ../nbs/08_encoder.ipynb #a5d59404
+# %% ../nbs/08_encoder.ipynb #57b0639d
 def save_encoder(
-    net,  # a trained FindingNet
-    path,  # .safetensors file to write
-    findings,  # names of the findings, in the order of the logits
-    **notes,  # str: more facts for the file's metadata
+    net: FindingNet,  # a trained one
+    path: str | Path,  # .safetensors file to write
+    findings: list,  # names of the findings, in the order of the logits
+    **notes: str,  # more facts for the file's metadata
 ):
     "Write the encoder and its head as float16 safetensors."
     tensors = {k.removeprefix("encoder."): v.detach().half().contiguous() for k, v in net.state_dict().items()
                if not k.endswith("num_batches_tracked")}
     Path(path).write_bytes(save(tensors, {"findings": json.dumps(list(findings)), **notes}))
 
-# %% ../nbs/08_encoder.ipynb #c6b76cf1
 def load_finding_net(
-    path=None,  # file that `save_encoder` wrote; None: the one in the package
-):
-    "The FindingNet of `path`, in eval mode, and the names of its findings, in the order of its logits. Raises like `load_weights`."
+    path: str | Path | None = None,  # file that `save_encoder` wrote; None: the one in the package
+) -> tuple:  # the FindingNet, in evaluation mode, and the names of its findings, in the order of its logits
+    "The network that `save_encoder` wrote. Raises like `load_weights`."
     path = Path(path) if path else phantom_file()
     features = read_weights(path)
     with safe_open(path, "pt") as f:
-        if "findings" not in (f.metadata() or {}): raise ValueError(f"{path} holds an encoder without findings; save_encoder writes both.")
-        findings = json.loads(f.metadata()["findings"])
+        about = f.metadata() or {}
+        if "findings" not in about:
+            raise ValueError(f"{path} holds an encoder without findings; save_encoder writes both.")
+        findings = json.loads(about["findings"])
         head = {k: f.get_tensor(k).float() for k in ("head.weight", "head.bias")}
     net = FindingNet(len(findings))
     net.load_state_dict({f"encoder.{k}": v for k, v in features.items()} | head, strict=False)
