@@ -1,5 +1,6 @@
 "Batches: every study once, features beside their own words, padding only at the end."
 import matplotlib
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.learner import Learner
-from xraycap.batches import caption_dls, pool_views, show_studies, study_block
+from xraycap.batches import batches_of_like_length, caption_dls, pool_views, show_studies, study_block
 from xraycap.phantom import study_views
 from xraycap.studies import load_studies
 from xraycap.text import EOS, PAD, SOS, Vocab, clean_chen
@@ -33,7 +34,7 @@ def test_every_study_once_with_its_own_words(data):
     dls = loaders(data)
     for dl, part in ((dls.train, "train"), (dls.valid, "val")):
         seen = []
-        for features, tokens_in, tokens_out in dl:
+        for features, _, tokens_out in dl:
             assert features.dtype == torch.float32 and features.shape[1:] == (98, 1024)
             for i, words in zip(features[:, 0, 0].int().tolist(), tokens_out):
                 assert vocab.decode(words.tolist()) == studies.findings[i]
@@ -59,6 +60,18 @@ def test_shuffled_batches_hold_reports_of_like_length(data):
     assert max(lengths.max() - lengths.min() for lengths in batches) <= 5  # of 17; 40 studies sort into 5 batches of 8
     first, second = ([out[:, 0].tolist() for _, _, out in dl] for _ in range(2))
     assert first != second
+
+
+def test_batches_of_like_length_keep_every_index():
+    "Each run of 8 batches is sorted, and no index moves to another run."
+    rng = np.random.default_rng(0)
+    order, lengths = rng.permutation(37).tolist(), rng.integers(1, 60, 37)
+    batches = batches_of_like_length(order, lengths.__getitem__, 2)
+    assert [len(batch) for batch in batches] == [2] * 18 + [1]
+    flat = [i for batch in batches for i in batch]
+    for start in range(0, 37, 16):
+        assert sorted(flat[start:start + 16]) == sorted(order[start:start + 16])
+        assert (np.diff(lengths[flat[start:start + 16]]) >= 0).all()
 
 
 def test_long_reports_are_cut(data):

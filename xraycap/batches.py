@@ -7,6 +7,7 @@ __all__ = ['pad', 'study_block', 'show_studies', 'pool_views', 'CaptionDataset',
 
 # %% ../nbs/09_batches.ipynb #51681f98
 from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import default_device
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
+from fastcore.basics import chunked
 from torch.nn.utils.rnn import pad_sequence
+
 from .phantom import study_views
 from .text import PAD, clean_chen
 
@@ -33,9 +36,13 @@ def study_block(
     vocab,  # `Vocab`
     clean=clean_chen,  # findings -> words with spaces between
     max_len: int = 60,  # words kept of a report
-) -> DataBlock:  # batches (frontal, lateral, tokens): images (B, 1, 224, 224) from 0 to 1, tokens (B, T) from SOS to EOS
-    "Two images to one report."
-    words = TransformBlock(dls_kwargs=dict(before_batch=lambda items: list(zip(*list(zip(*items))[:-1], pad([i[-1] for i in items])))))
+) -> DataBlock:  # batches (frontal, lateral, tokens): images (B, 1, 224, 224) from 0 to 1, tokens (B, T)
+    "Two images to one report, whose tokens go from SOS to EOS."
+    def pad_reports(items):
+        *images, tokens = zip(*items)
+        return list(zip(*images, pad(tokens)))
+
+    words = TransformBlock(dls_kwargs=dict(before_batch=pad_reports))
     return DataBlock(
         blocks=(ImageBlock(PILImageBW), ImageBlock(PILImageBW), words), n_inp=2,
         getters=[lambda row: study_views(row)[0], lambda row: study_views(row)[1],
@@ -50,7 +57,7 @@ def show_studies(
 ):
     "Both views and the report of some studies."
     n = min(max_n, len(batch[0]))
-    fig, axes = plt.subplots(n, 3, figsize=(11, 2.6 * n), width_ratios=(1, 1, 2.4), squeeze=False, layout="constrained")
+    _, axes = plt.subplots(n, 3, figsize=(11, 2.6 * n), width_ratios=(1, 1, 2.4), squeeze=False, layout="constrained")
     for row, frontal, lateral, tokens in zip(axes, *batch):
         for ax, view in zip(row, (frontal, lateral)): ax.imshow(view[0].cpu(), cmap="gray", vmin=0, vmax=1)
         row[2].text(0, .5, fill(vocab.decode(tokens), 48), va="center", parse_math=False)
@@ -87,6 +94,16 @@ class CaptionDataset:
         features = self.store[self.uids[i]]
         return (pool_views(features) if self.pooled else features), self.tokens[i]
 
+# %% ../nbs/09_batches.ipynb #e6e974f9
+def batches_of_like_length(
+    idxs,  # list of indices, shuffled
+    length,  # function: index -> number of tokens
+    bs,  # indices a batch
+):  # list of batches
+    "Sort by length within runs of 8 batches, and cut into batches."
+    runs = [sorted(run, key=length) for run in chunked(idxs, 8 * bs)]
+    return list(chunked([i for run in runs for i in run], bs))
+
 # %% ../nbs/09_batches.ipynb #126c0879
 def _side_by_side(
     places,  # (98,) a number for each place
@@ -99,6 +116,16 @@ def _side_by_side(
 class CaptionDL(TfmdDL):
     "A fastai loader that pads the tokens, and when it shuffles puts reports of like length in a batch."
 
+    def shuffle_fn(
+        self,
+        idxs,  # indices of the data set
+    ):
+        "Shuffle, put like lengths together, shuffle the batches (an incomplete one stays last)."
+        idxs = self.rng.sample(idxs, len(idxs))
+        batches = batches_of_like_length(idxs, lambda i: len(self.dataset.tokens[i]), self.bs)
+        last = [batches.pop()] if len(batches[-1]) < self.bs else []
+        return [i for batch in self.rng.sample(batches, len(batches)) + last for i in batch]
+
     def create_batch(
         self,
         samples,  # list of (features, [SOS, words..., EOS])
@@ -106,21 +133,9 @@ class CaptionDL(TfmdDL):
         "features (B, ...) float32, tokens_in (B, T) from SOS on, tokens_out (B, T) up to EOS; PAD fills the rest."
         features, tokens = zip(*samples)
         tokens = pad(tokens)
-        tokens_in = tokens[:, :-1].clone()
-        tokens_in[tokens[:, 1:] == PAD] = PAD  # a shorter report's EOS is never an input
-        return torch.from_numpy(np.stack(features)).float(), tokens_in, tokens[:, 1:]
-
-    def shuffle_fn(
-        self,
-        idxs,  # indices of the data set
-    ):
-        "Shuffle, sort by length within runs of 8 batches, then shuffle the batches (an incomplete one stays last)."
-        idxs, run = self.rng.sample(idxs, len(idxs)), 8 * self.bs
-        length = lambda i: len(self.dataset.tokens[i])
-        idxs = [i for start in range(0, len(idxs), run) for i in sorted(idxs[start:start + run], key=length)]
-        batches = [idxs[start:start + self.bs] for start in range(0, len(idxs), self.bs)]
-        last = [batches.pop()] if len(batches[-1]) < self.bs else []
-        return [i for batch in self.rng.sample(batches, len(batches)) + last for i in batch]
+        tokens_in, tokens_out = tokens[:, :-1].clone(), tokens[:, 1:]
+        tokens_in[tokens_out == PAD] = PAD  # a shorter report's EOS is never an input
+        return torch.from_numpy(np.stack(features)).float(), tokens_in, tokens_out
 
     def show_batch(
         self,
@@ -131,9 +146,10 @@ class CaptionDL(TfmdDL):
         "Each study's features (mean over channels, or the vector itself) beside the words to say."
         features, _, tokens_out = self.one_batch() if b is None else b
         n = min(max_n, len(features))
-        fig, axes = plt.subplots(n, 2, figsize=(11, 1.5 * n), width_ratios=(2, 5), squeeze=False, layout="constrained")
+        _, axes = plt.subplots(n, 2, figsize=(11, 1.5 * n), width_ratios=(2, 5), squeeze=False, layout="constrained")
         for (left, right), x, words in zip(axes, features.cpu(), tokens_out):
-            left.imshow(x[None] if x.ndim == 1 else _side_by_side(x.mean(-1)), cmap="gray", aspect="auto" if x.ndim == 1 else "equal")
+            if x.ndim == 1: left.imshow(x[None], cmap="gray", aspect="auto")
+            else: left.imshow(_side_by_side(x.mean(-1)), cmap="gray")
             right.text(0, .5, fill(self.dataset.vocab.decode(words), 75), va="center", parse_math=False)
             for ax in (left, right): ax.axis("off")
 
@@ -152,7 +168,8 @@ def caption_dls(
     loaders = []
     for part, shuffle in (("train", True), ("val", False)):
         rows = studies[studies.split == part]
-        if not len(rows): raise ValueError(f"No study has split '{part}': load the studies with a split such as 'chen'.")
+        if not len(rows):
+            raise ValueError(f"No study has split '{part}': load the studies with a split such as 'chen'.")
         dataset = CaptionDataset(rows, store, vocab, clean, pooled, max_len)
         loaders.append(CaptionDL(dataset, bs=bs, shuffle=shuffle, num_workers=0))
     return DataLoaders(*loaders, device=device or default_device())
