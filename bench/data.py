@@ -19,7 +19,8 @@ def measure(limit):
     with tempfile.TemporaryDirectory() as folder:
         store = random_store(folder, studies.uid)
         read = lambda: [np.array(store[u]) for u in rng.choice(studies.uid, READS)]
-        seconds = rounds({"phantom": lambda: [phantom(s.uid, s.mesh) for s in few], "clean_chen": lambda: findings.map(clean_chen),
+        seconds = rounds({"phantom": lambda: [phantom(s.uid, s.mesh) for s in few],
+                          "clean_chen": lambda: findings.map(clean_chen),
                           "clean_findings": lambda: findings.map(clean_findings), "read": read}, 3)
     return [row("phantom, 224 x 224", "images/s", rates(seconds["phantom"], 2 * len(few)), "goal", 40, 1),
             row(f"cleaning {len(findings):,} reports, clean_chen", "s", seconds["clean_chen"], "goal", 2, 1),

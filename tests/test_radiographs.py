@@ -11,6 +11,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from xraycap.dicom import display_values, is_dicom, read_header
 from xraycap.radiographs import open_radiograph, square
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "openi"
@@ -25,7 +26,8 @@ def save(path, image, **kw):
     return path
 
 
-def png_chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_header(width, height):
@@ -141,7 +143,8 @@ def test_dicom_monochrome1_is_inverted(tmp_path):
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_dicom_window(tmp_path, photometric):
     x = np.tile(np.arange(4096, dtype=np.uint16), (64, 1))
-    got = opened(write_dicom(tmp_path / "x.dcm", x, WindowCenter=2000, WindowWidth=1000, PhotometricInterpretation=photometric))
+    fields = dict(WindowCenter=2000, WindowWidth=1000, PhotometricInterpretation=photometric)
+    got = opened(write_dicom(tmp_path / "x.dcm", x, **fields))
     # the formula of the standard (PS3.3 C.11.2.1.2.1), written out
     want = np.clip((np.arange(4096) - (2000 - .5)) / (1000 - 1) + .5, 0, 1) * 255
     if photometric == "MONOCHROME1": want = 255 - want
@@ -150,7 +153,8 @@ def test_dicom_window(tmp_path, photometric):
 
 def test_dicom_rescale_comes_before_the_window(tmp_path):
     x = np.tile(np.arange(1024, dtype=np.uint16), (64, 1))
-    got = opened(write_dicom(tmp_path / "x.dcm", x, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=0, WindowWidth=401))
+    fields = dict(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=0, WindowWidth=401)
+    got = opened(write_dicom(tmp_path / "x.dcm", x, **fields))
     want = np.clip((np.arange(1024) * 2 - 1000 + .5) / 400 + .5, 0, 1) * 255
     assert np.abs(got[0] - want).max() <= 1
 
@@ -184,14 +188,16 @@ def test_dicom_eight_bits(tmp_path):
 
 def test_dicom_colour(tmp_path):
     rgb = np.repeat(RAMP[..., None], 3, 2)
-    path = write_dicom(tmp_path / "x.dcm", rgb, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    fields = dict(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    path = write_dicom(tmp_path / "x.dcm", rgb, **fields)
     assert (opened(path) == RAMP).all()
 
 
 def test_dicom_palette(tmp_path):
     "A palette that turns grey upside down"
-    tables = {f"{colour}PaletteColorLookupTable": (np.arange(255, -1, -1) * 257).astype("u2").tobytes() for colour in ("Red", "Green", "Blue")}
-    fields = {f"{name}Descriptor": [256, 0, 16] for name in tables} | {f"{name}Data": data for name, data in tables.items()}
+    tables = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
+    down = (np.arange(255, -1, -1) * 257).astype("u2").tobytes()
+    fields = {f"{name}Descriptor": [256, 0, 16] for name in tables} | {f"{name}Data": down for name in tables}
     path = write_dicom(tmp_path / "x.dcm", RAMP, PhotometricInterpretation="PALETTE COLOR", **fields)
     assert np.abs(opened(path).astype(int) - (255 - RAMP)).max() <= 1
 
@@ -210,12 +216,14 @@ def test_dicom_padding_of_signed_pixels_written_unsigned(tmp_path):
 def test_dicom_padding_is_black_and_does_not_count(tmp_path, photometric):
     x = np.full((300, 300), 63536 if photometric == "MONOCHROME2" else 0, np.uint16)
     x[20:20 + RAMP.shape[0], 20:20 + RAMP.shape[1]] = RAMP.astype(np.uint16) + 1000
-    got = opened(write_dicom(tmp_path / "x.dcm", x, PixelPaddingValue=int(x[0, 0]), PhotometricInterpretation=photometric))
+    fields = dict(PixelPaddingValue=int(x[0, 0]), PhotometricInterpretation=photometric)
+    got = opened(write_dicom(tmp_path / "x.dcm", x, **fields))
     inner = got[20:20 + RAMP.shape[0], 20:20 + RAMP.shape[1]]
     assert (inner == (RAMP if photometric == "MONOCHROME2" else 255 - RAMP)).all() and got.sum() == inner.sum()
 
 
-@pytest.mark.parametrize("fields", [dict(WindowWidth=100), dict(WindowWidth=-5, WindowCenter=50), dict(WindowWidth=[0, 10], WindowCenter=[1, 2]),
+@pytest.mark.parametrize("fields", [dict(WindowWidth=100), dict(WindowWidth=-5, WindowCenter=50),
+                                    dict(WindowWidth=[0, 10], WindowCenter=[1, 2]),
                                     dict(VOILUTSequence=[Dataset()]), dict(PixelPaddingValue=[0, 1])])
 def test_dicom_senseless_window_is_none(tmp_path, fields):
     assert (opened(write_dicom(tmp_path / "x.dcm", RAMP, **fields)) == RAMP).all()
@@ -248,6 +256,18 @@ def test_dicom_voi_lut_keeps_its_scale(tmp_path, photometric):
     assert (got == (RAMP // 2 if photometric == "MONOCHROME2" else 255 - RAMP // 2)).all()
 
 
+def test_dicom_in_two_steps(tmp_path):
+    "The header says what is in the file before anything is decoded; the values are grey, or in colour."
+    path = write_dicom(tmp_path / "x.dcm", RAMP)
+    header = read_header(path)
+    assert (header.Rows, header.Columns) == RAMP.shape and is_dicom(path.read_bytes()[:132])
+    assert (display_values(header) == RAMP).all() and display_values(header).dtype == np.uint8
+    with open(path, "rb") as file: assert (display_values(read_header(file)) == RAMP).all()
+    fields = dict(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    colour = write_dicom(tmp_path / "rgb.dcm", np.repeat(RAMP[..., None], 3, 2), **fields)
+    assert display_values(read_header(colour)).shape == (*RAMP.shape, 3)
+
+
 # --- what is turned away: one sentence, with the file's name
 
 def turned_away(path, words, error=ValueError):
@@ -268,8 +288,8 @@ def test_empty_file(tmp_path):
     turned_away(tmp_path / "x.png", "empty")
 
 
-@pytest.mark.parametrize("content", [b"Dear colleague,\n", b"a" * 5000, b"%PDF-1.7\n", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff",
-                                     bytes(range(256)) * 9])
+@pytest.mark.parametrize("content", [b"Dear colleague,\n", b"a" * 5000, b"%PDF-1.7\n", b"\x89PNG\r\n\x1a\n",
+                                     b"\xff\xd8\xff", bytes(range(256)) * 9])
 def test_something_else(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     turned_away(tmp_path / "x.png", "not a PNG, JPEG or DICOM")
@@ -291,7 +311,8 @@ def test_truncated(tmp_path, kind, share):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 400), (400, 31)])
-def test_too_small(tmp_path, size): turned_away(save(tmp_path / "x.png", Image.new("L", size)), f"{size[0]} x {size[1]} pixels")
+def test_too_small(tmp_path, size):
+    turned_away(save(tmp_path / "x.png", Image.new("L", size)), f"{size[0]} x {size[1]} pixels")
 
 
 @pytest.mark.parametrize("side", [9_000, 11_000, 80_000])  # below, within and above Pillow's own limits
@@ -323,7 +344,8 @@ def test_dicom_turned_away(tmp_path):
     with pytest.raises(ValueError, match="DICOM"): open_radiograph(tmp_path / "e.dcm")
 
 
-@pytest.mark.parametrize("good,bad", [(b"\x28\0\x10\0US", b"\x28\0\x10\0U!"), (b"\x28\0\x08\0IS\x02\0002", b"\x28\0\x08\0IS\x02\0x"),
+@pytest.mark.parametrize("good,bad", [(b"\x28\0\x10\0US", b"\x28\0\x10\0U!"),
+                                      (b"\x28\0\x08\0IS\x02\0002", b"\x28\0\x08\0IS\x02\0x"),
                                       (b"\x28\0\x11\0US\x02\0", b"\x28\0\x11\0US\x03\0")])  # a kind, a number, a length
 def test_dicom_with_a_damaged_field(tmp_path, good, bad):
     whole = write_dicom(tmp_path / "x.dcm", RAMP, NumberOfFrames=2).read_bytes()

@@ -1,6 +1,7 @@
 """The API reference: a page for each module of xraycap, made from its signatures, docments and `raise` statements.
 
-The example of a name is the first short cell of the notebooks that uses it, its own chapter first; where there is none, a line of the module itself.
+The example of a name is the first short cell of the notebooks that uses it, its own chapter first; where there is none,
+a line of the module itself.
 """
 import ast
 import importlib
@@ -21,8 +22,9 @@ EMPTY = inspect.Parameter.empty
 
 def own_methods(cls):
     "The public methods and properties that a class itself defines and documents, in the order of its source."
+    kinds = classmethod, staticmethod, property
     return [(k, v) for k, v in vars(cls).items() if not k.startswith("_")
-            and (inspect.isfunction(v) or isinstance(v, (classmethod, staticmethod, property))) and getattr(code_of(v), "__doc__", None)]
+            and (inspect.isfunction(v) or isinstance(v, kinds)) and getattr(code_of(v), "__doc__", None)]
 
 
 def code_of(o):
@@ -35,7 +37,8 @@ def code_of(o):
 def type_name(t):
     t = getattr(t, "__origin__", t) if hasattr(t, "__metadata__") else t  # Annotated[int, ...]: int
     if t is EMPTY or t is None or t is type(None): return ""
-    return t if isinstance(t, str) else t.__name__ if isinstance(t, type) and not hasattr(t, "__origin__") else str(t).replace("typing.", "")
+    if isinstance(t, str): return t
+    return t.__name__ if isinstance(t, type) and not hasattr(t, "__origin__") else str(t).replace("typing.", "")
 
 
 def plain(text):
@@ -55,10 +58,12 @@ def signature(o, name):
     args = []
     for p in sig.parameters.values():
         if p.name in ("self", "cls"): continue
-        default = "" if p.default is EMPTY else re.sub(r"<.* at 0x.*>", "…", p.default.__name__ if callable(p.default) else repr(p.default))
+        default = "" if p.default is EMPTY else p.default.__name__ if callable(p.default) else repr(p.default)
+        default = re.sub(r"<.* at 0x.*>", "…", default)
         kind = "" if p.annotation is EMPTY or p.default is None else type_name(p.annotation)
         star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
-        args.append(star + p.name + (f": {kind}" if kind else "") + ((" = " if kind else "=") + default if default else ""))
+        default = (" = " if kind else "=") + default if default else ""
+        args.append(star + p.name + (f": {kind}" if kind else "") + default)
     line = f"{name}({', '.join(args)})"
     if len(line) > 60: line = f"{name}(\n    " + ",\n    ".join(args) + ",\n)"
     return line + (f" -> {back}" if back and not inspect.isclass(o) else "")
@@ -91,10 +96,11 @@ def raised(fn, seen=()):
     if fn is None or fn in seen: return found
     tree = ast.parse(textwrap.dedent(inspect.getsource(fn)))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name) and node.exc.args:
-            text = node.exc.args[0]
+        exc = getattr(node, "exc", None)
+        if isinstance(exc, ast.Call) and isinstance(exc.func, ast.Name) and exc.args:
+            text = exc.args[0]
             parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-            found.append((node.exc.func.id, "".join(message_part(p) for p in parts)))
+            found.append((exc.func.id, "".join(message_part(p) for p in parts)))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_"):
             helper = getattr(fn, "__globals__", {}).get(node.func.id)
             if inspect.isfunction(helper): found += raised(helper, (*seen, fn))
@@ -104,7 +110,8 @@ def raised(fn, seen=()):
 def example(name, module, chapters):
     "The first short visible cell that calls `name`, and its notebook: the own chapter, or one that imports the name."
     cls, _, method = name.partition(".")
-    call = re.compile(rf"\.{method}\b" if method else rf"(?<![\w.]){name}[(.\[]|\b{name}\b" if cls.isupper() else rf"(?<![\w.]){name}[(.]")
+    constant = rf"(?<![\w.]){name}[(.\[]|\b{name}\b"
+    call = re.compile(rf"\.{method}\b" if method else constant if cls.isupper() else rf"(?<![\w.]){name}[(.]")
     known = re.compile(rf"from {module} import [^\n]*\b({cls}\b|\*)")
     chapters = [pc for n, pc in enumerate(chapters) if n == 0 or any(known.search(c.source) for c in pc[1])]
     for most in 12, 25:
@@ -116,7 +123,8 @@ def example(name, module, chapters):
 
 def visible_cells(nb):
     hidden = re.compile(r"^#\| *(export|exporti|hide|default_exp|echo: *false)\b", re.M)
-    return [c for c in nb.cells if c.cell_type == "code" and not hidden.search(c.source) and "def " not in c.source.split("\n")[0]]
+    return [c for c in nb.cells if c.cell_type == "code" and not hidden.search(c.source)
+            and "def " not in c.source.split("\n")[0]]
 
 
 def commands(module, obj):
@@ -130,7 +138,8 @@ def used_by(name, module):
     use = re.compile(rf"^(?! *[\"'])[^#`\n]*(?<![\w.\"'`]){name}\b.*", re.M)  # neither a docstring nor a comment
     for other in module.__all__:
         fn = code_of(getattr(module, other))
-        if other != name and fn and (found := use.search(inspect.getsource(fn).partition("\n")[2])): return other, found[0].strip()
+        if other == name or not fn: continue
+        if found := use.search(inspect.getsource(fn).partition("\n")[2]): return other, found[0].strip()
     return None
 
 
@@ -142,8 +151,9 @@ def example_markdown(name, module, chapters, titles):
         use = used_by(name, module) if obj is not None else None
         return "**Example**, from [`{0}`](#{0})\n\n```python\n{1}\n```".format(*use) if use else ""
     code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip()
+    drawn = lambda o: any(k.startswith("image/") or k.endswith("html") for k in o.get("data", {}))
     texts = ["".join(o.get("text") or (o.get("data") or {}).get("text/plain", "")) for o in cell.get("outputs", [])
-             if o.output_type != "error" and o.get("name") != "stderr" and not any(k.startswith("image/") or k.endswith("html") for k in o.get("data", {}))]
+             if o.output_type != "error" and o.get("name") != "stderr" and not drawn(o)]
     text = "\n".join(texts).rstrip()
     printed = f"\n\n```\n{text}\n```" if text and len(text) < 1200 and "object at 0x" not in text else ""
     return f"**Example**, from [{titles[path]}](../{path.name})\n\n```python\n{code}\n```{printed}"
@@ -154,17 +164,20 @@ def entry(module, name, obj, level, source, chapters, titles):
     short, fn = name.rpartition(".")[2], code_of(obj) or obj
     out = [f"{'#' * level} {name} {{#{name}}}"]
     kind = "class" if inspect.isclass(obj) else "property" if isinstance(obj, property) else ""
-    if line := source_line(fn, name, module): out.append(f"[source]({source}/{module.__name__.replace('.', '/')}.py#L{line}){{.source-link}}")
+    if line := source_line(fn, name, module):
+        out.append(f"[source]({source}/{module.__name__.replace('.', '/')}.py#L{line}){{.source-link}}")
     about = re.search(rf"^{name}\b[^#\n]*# (.+)$", inspect.getsource(module), re.M)  # a constant's, a named tuple's
     comment = about[1][0].upper() + about[1][1:].rstrip(".") + "." if about else ""
-    if not (callable(fn) and hasattr(fn, "__name__")) or isinstance(fn, EnumType):  # a constant, or an object such as the Typer app
+    if not (callable(fn) and hasattr(fn, "__name__")) or isinstance(fn, EnumType):  # a constant, or the Typer app
         out.append(comment)
         value = " | ".join(repr(o.value) for o in obj) if isinstance(obj, EnumType) else repr(obj)
-        if " at 0x" not in value and "Path(" not in value: out.append(f"```python\n{textwrap.shorten(f'{name} = {value}', 300, placeholder=' …')}\n```")
+        if " at 0x" not in value and "Path(" not in value:
+            out.append(f"```python\n{textwrap.shorten(f'{name} = {value}', 300, placeholder=' …')}\n```")
     else:
         if kind == "property": out.append(f"```python\n.{short}\n```")
         else: out.append(f"```python\n{signature(obj if kind else fn, short)}\n```")
-        said = re.sub(r"`[^`]*`|(?<=\W)--(?=\w)", lambda m: m[0] if m[0][0] == "`" else "\\-\\-", inspect.cleandoc(fn.__doc__ or ""))
+        no_dash = lambda match: match[0] if match[0][0] == "`" else "\\-\\-"
+        said = re.sub(r"`[^`]*`|(?<=\W)--(?=\w)", no_dash, inspect.cleandoc(fn.__doc__ or ""))
         out.append(comment if said.startswith(f"{short}(") else said)
         docs = docments(fn, full=True, returns=True) if kind != "property" else {}
         about = {n: d.docment or help_of(d.anno) for n, d in docs.items() if n not in ("self", "cls", "return")}
@@ -181,12 +194,17 @@ def entry(module, name, obj, level, source, chapters, titles):
 
 def write(notebooks, out, source):
     "Write the pages to the folder `out`; `source` is where links to the code begin. Gives {module: its names}."
-    books = {p: nbformat.read(p, as_version=4) for p in sorted(notebooks.glob("[0-9]*.ipynb"))}
+    paths = sorted((p for p in notebooks.glob("*_*.ipynb")), key=lambda p: (not p.name[0].isdigit(), p.name))
+    books = {p: nbformat.read(p, as_version=4) for p in paths}  # the chapters, then the appendices
     titles = {p: re.search(r"^# (.*)", nb.cells[0].source, re.M)[1] for p, nb in books.items()}
     cells = {p: visible_cells(nb) for p, nb in books.items()}
-    home = {m[1]: p for p, nb in books.items() for c in nb.cells if (m := re.match(r"#\| *default_exp (\w+)", c.source))}
+    home = {m[1]: p for p, nb in books.items() for c in nb.cells
+            if (m := re.match(r"#\| *default_exp (\S+)", c.source))}
     package = importlib.import_module(PACKAGE)
-    names = sorted((m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_"), key=lambda m: (str(home.get(m, "~")), m))
+    found = [m.name for m in pkgutil.walk_packages(package.__path__, f"{PACKAGE}.") if not m.ispkg]
+    names = [m.removeprefix(f"{PACKAGE}.") for m in found if not m.rpartition(".")[2].startswith("_")]  # body.anatomy
+    order = {p: i for i, p in enumerate(paths)}
+    names.sort(key=lambda m: (order.get(home.get(m), len(order)), m))
     anchors, rows = {}, []
     out.mkdir(exist_ok=True)
     for name in names:
@@ -202,11 +220,12 @@ def write(notebooks, out, source):
                 entries += [entry(module, f"{n}.{k}", v, 3, source, chapters, titles) for k, v in own_methods(obj)]
         anchors[name] = {a for _, a in entries}
         where = f"Written in the chapter [{titles[chapter]}](../{chapter.name}).\n\n" if chapter else ""
-        (out/f"{name}.qmd").write_text(f'---\ntitle: "{PACKAGE}.{name}"\ndescription: {json.dumps((module.__doc__ or "").strip())}\n---\n\n{where}'
-                                       + "\n\n".join(text for text, _ in entries) + "\n")
-        rows.append(f"## [{PACKAGE}.{name}]({name}.qmd)\n\n{(module.__doc__ or '').strip()}.\n\n"
+        about = (module.__doc__ or "").strip()
+        head = f'---\ntitle: "{PACKAGE}.{name}"\ndescription: {json.dumps(about)}\n---\n\n{where}'
+        (out/f"{name}.qmd").write_text(head + "\n\n".join(text for text, _ in entries) + "\n")
+        rows.append(f"## [{PACKAGE}.{name}]({name}.qmd)\n\n{about}.\n\n"
                     + " · ".join(f"[`{n}`]({name}.qmd#{n})" for n in module.__all__))
     top = ", ".join(f"[`{n}`]({package._module_of[n]}.qmd#{n})" for n in package.__all__)
-    (out/"index.qmd").write_text(f"---\ntitle: All names\ndescription: Every public name, by module, in the order of the chapters\n---\n\n"
-                                 f"`import {PACKAGE}` offers {top}.\n\n" + "\n\n".join(rows) + "\n")
+    head = "---\ntitle: All names\ndescription: Every public name, by module, in the order of the chapters\n---\n\n"
+    (out/"index.qmd").write_text(f"{head}`import {PACKAGE}` offers {top}.\n\n" + "\n\n".join(rows) + "\n")
     return anchors
