@@ -1,4 +1,4 @@
-"Encoding: the network alone against a matrix product, and from PNG files to stored features against torchxrayvision's plain loop."
+"Encoding: the network against a matrix product, and from PNG files to features against torchxrayvision's plain loop."
 import shutil
 import tempfile
 from itertools import count
@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.common import rates, rounds, row
 from bench.limit import product
-from xraycap.encoder import CheXNet
+from xraycap.encoder import ImageEncoder
 from xraycap.fast import fused
 from xraycap.features import store_features
 from xraycap.phantom import phantom
@@ -56,7 +56,7 @@ def measure(_):
     try:
         model, studies = peer(), draw(folder)
         torch.save(model.state_dict(), folder / "weights.pt")
-        encoder = CheXNet(folder / "weights.pt")
+        encoder = ImageEncoder(folder / "weights.pt")
         fast, n = fused(encoder), 2 * STUDIES
         x = torch.from_numpy(np.stack([v for uid in range(1, 5) for v in phantom(uid)[:2]])).repeat(n // 8, 1, 1)
         multiply, gflop = product()

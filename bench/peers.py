@@ -1,35 +1,10 @@
-"""What others run, written plainly: the loops that the case study and Show, Attend and Tell describe, a decoder trained step by step,
-and a GPT-2 that Hugging Face generates with. `Plain` has our decoder's own weights, so what it says and learns can be compared."""
+"""What others run, written plainly: the loops that the case study and Show, Attend and Tell describe, and a GPT-2 that Hugging Face
+generates with. The loops search on any decoder of the book, or on a published one, so what they say can be compared with ours."""
 import torch
 from torch import nn
 
-from xraycap.text import EOS, PAD, SOS, UNK
-
-
-class Plain:
-    "Our attention decoder, as the formulas stand: at each step the places are projected anew, tanh, softmax, a sum, a GRU, the output layers."
-
-    def __init__(self, decoder): self.d = decoder
-
-    def start(self, features):
-        (annotations, _), state = self.d.start(features)
-        return annotations, state
-
-    def step(
-        self,
-        tokens,  # (N,) previous words
-        state,  # h (N, hidden)
-        annotations,  # (N, 98, hidden): a copy for each hypothesis
-    ):  # logits (N, V), state
-        d, a, (h,) = self.d, self.d.attention, state
-        e = a.v(torch.tanh(a.W(h)[:, None] + a.U(annotations)))
-        context = (e.softmax(1) * annotations).sum(1)
-        word = d.drop(d.embedding(tokens))
-        x, s = d.word_gates(word) + d.context_gates(context), d.state_gates(h)
-        (x_r, x_z, x_n), (s_r, s_z, s_n) = x.chunk(3, 1), s.chunk(3, 1)
-        r, z = torch.sigmoid(x_r + s_r), torch.sigmoid(x_z + s_z)
-        h = (1 - z) * torch.tanh(x_n + r * s_n) + z * h
-        return d.output(d.drop(torch.relu(d.mix(torch.cat([h, context, word], 1))))), (h,)
+from xraycap.search import word_logp
+from xraycap.text import EOS, PAD, SOS
 
 
 class CaseStudy(nn.Module):
@@ -42,12 +17,13 @@ class CaseStudy(nn.Module):
 
     def start(self, features):
         places = torch.relu(self.encode(features))
-        return places, (torch.zeros_like(places[:, 0]),)
+        return (places,), (torch.zeros_like(places[:, 0]),)
 
-    def step(self, tokens, state, places):
+    def step(self, tokens, state, memory):
+        places, = memory
         weights = self.v(torch.tanh(self.U(places) + self.W(state[0])[:, None])).softmax(1)
         h = self.cell(torch.cat([(weights * places).sum(1), self.embedding(tokens)], 1), state[0])
-        return self.output(h), (h,)
+        return self.output(h), (h,), weights
 
 
 class ShowAttendTell(nn.Module):
@@ -61,36 +37,14 @@ class ShowAttendTell(nn.Module):
 
     def start(self, features):
         mean = features.mean(1)
-        return features, (self.h(mean), self.c(mean))
+        return (features,), (self.h(mean), self.c(mean))
 
-    def step(self, tokens, state, places):
-        h, c = state
+    def step(self, tokens, state, memory):
+        (h, c), (places,) = state, memory
         weights = self.v(torch.relu(self.U(places) + self.W(h)[:, None])).softmax(1)
         context = torch.sigmoid(self.gate(h)) * (weights * places).sum(1)
         h, c = self.cell(torch.cat([self.embedding(tokens), context], 1), (h, c))
-        return self.output(h), (h, c)
-
-
-def plain_loss(
-    decoder,  # AttentionDecoder
-    features,  # (B, 98, 1024) float32
-    tokens_in,  # (B, T)
-    tokens_out,  # (B, T)
-):  # scalar: nats a word
-    "Teacher forcing one step after the other, each with its own output layer and its own loss, as the usual tutorials have it."
-    model = Plain(decoder)
-    annotations, state = model.start(features)
-    total = 0.
-    for tokens, words in zip(tokens_in.T, tokens_out.T):
-        logits, state = model.step(tokens, state, annotations)
-        total = total + nn.functional.cross_entropy(logits, words, ignore_index=PAD, reduction="sum")
-    return total / (tokens_out != PAD).sum()
-
-
-def _said(logits):
-    "log-probabilities of the words that may be said"
-    logits[:, [PAD, SOS, UNK]] = -torch.inf
-    return logits.log_softmax(-1)
+        return self.output(h), (h, c), weights
 
 
 @torch.inference_mode()
@@ -101,13 +55,13 @@ def case_study_search(
     max_len=60,
 ):  # the words of the best report
     "The case study's loop: one image, and at every step one hypothesis at a time through the decoder, in Python lists."
-    places, state = model.start(features[None])
+    memory, state = model.start(features[None])
     live, done = [([SOS], 0., state)], []
     for _ in range(max_len):
         candidates = []
         for words, logp, state in live:
-            logits, state = model.step(torch.tensor(words[-1:]), state, places)
-            best, which = _said(logits)[0].topk(k)
+            logits, state, _ = model.step(torch.tensor(words[-1:]), state, memory)
+            best, which = word_logp(logits)[0].topk(k)
             candidates += [(words + [w], logp + p, state) for p, w in zip(best.tolist(), which.tolist())]
         best = sorted(candidates, key=lambda c: -c[1])[:k - len(done)]
         done += [c for c in best if c[0][-1] == EOS]
@@ -125,12 +79,11 @@ def show_attend_tell_search(
     max_len=60,
 ):  # the words of the best report
     "Show, Attend and Tell's loop: one image, its places copied for each hypothesis, the hypotheses as a batch."
-    places, state = model.start(features[None])
-    places, state = places.expand(k, -1, -1).contiguous(), tuple(s.expand(k, -1) for s in state)
+    memory, state = (tuple(x.repeat_interleave(k, 0) for x in part) for part in model.start(features[None]))
     sequences, scores, done = torch.full((k, 1), SOS), torch.zeros(k, 1), []
     for step in range(1, max_len + 1):
-        logits, state = model.step(sequences[:, -1], state, places)
-        totals = scores + _said(logits)
+        logits, state, _ = model.step(sequences[:, -1], state, memory)
+        totals = scores + word_logp(logits)
         totals = totals[0] if step == 1 else totals.flatten()  # at first all hypotheses are alike
         scores, choice = totals.topk(len(scores))
         parent, word = choice // logits.shape[1], choice % logits.shape[1]
@@ -139,7 +92,8 @@ def show_attend_tell_search(
         done += [(s, score / step) for s, score in zip(sequences[ended].tolist(), scores[ended].tolist())]
         if ended.all(): break
         live = parent[~ended]
-        sequences, scores, places, state = sequences[~ended], scores[~ended][:, None], places[live], tuple(s[live] for s in state)
+        sequences, scores = sequences[~ended], scores[~ended][:, None]
+        memory, state = (tuple(x[live] for x in part) for part in (memory, state))
     words = max(done, key=lambda c: c[1])[0]
     return [w for w in words[1:] if w != EOS]
 

@@ -100,7 +100,7 @@ def test_positions():
 def test_step_by_step_equals_teacher_forcing(decoder):
     features, tokens = random_case()
     memory, state = decoder.start(features)
-    one_by_one, theirs = [], decoder(features, tokens, looks=True)
+    one_by_one, theirs = [], decoder.forward_with_attention(features, tokens)
     for t in range(6):
         assert [tuple(s.shape) for s in state] == [(3, 4, t, 16)] * 2
         logits, state, weights = decoder.step(tokens[:, t], state, memory)

@@ -164,13 +164,22 @@ class TransformerDecoder(nn.Module):
         logits, state, weights = self._read(tokens[:, None], state, memory)
         return logits[:, 0], state, weights[:, 0]
 
+    def forward_with_attention(
+        self,
+        features,  # (B, 98, 1024) float32
+        tokens,  # (B, T) int: SOS, then the true words
+    ):  # logits (B, T, V) of each next word, and attention (B, T, 98) before it
+        "Teacher forcing: all words at once, nothing goes step by step."
+        memory, state = self.start(features)
+        logits, _, attention = self._read(tokens, state, memory)
+        return logits, attention
+
     def forward(
         self,
         features,  # (B, 98, 1024) float32
         tokens,  # (B, T) int: SOS, then the true words
-        looks=False,  # also return where it looked
-    ):  # logits (B, T, V) of each next word; with `looks`, and attention (B, T, 98) before each
-        "Teacher forcing: all words at once, nothing goes step by step."
-        memory, state = self.start(features)
-        logits, _, weights = self._read(tokens, state, memory)
-        return (logits, weights) if looks else logits
+        looks=False,  # both; until all callers use `forward_with_attention`
+    ):  # logits (B, T, V) of each next word
+        "Teacher forcing, for the loss."
+        both = self.forward_with_attention(features, tokens)
+        return both if looks else both[0]
