@@ -122,7 +122,9 @@ def example(name, module, chapters):
 
 
 def visible_cells(nb):
-    hidden = re.compile(r"^#\| *(export|exporti|hide|default_exp|echo: *false)\b", re.M)
+    "The cells that may serve as examples: neither exported nor hidden, nor of an exercise."
+    hidden = re.compile(r'^(#\| *(export|exporti|hide|default_exp|echo: *false|code-summary: *"Solution")|def check_\d|'
+                        r'check_\d\()|# your turn', re.M)
     return [c for c in nb.cells if c.cell_type == "code" and not hidden.search(c.source)
             and "def " not in c.source.split("\n")[0]]
 
@@ -135,7 +137,8 @@ def commands(module, obj):
 
 def used_by(name, module):
     "The first other name of a module whose code uses `name`, and the line that does; None where there is none."
-    use = re.compile(rf"^(?! *[\"'])[^#`\n]*(?<![\w.\"'`]){name}\b.*", re.M)  # neither a docstring nor a comment
+    # neither a docstring nor a comment nor an annotation
+    use = re.compile(rf"^(?! *[\"']| *\) ->| *\w+: )[^#`\n]*(?<![\w.\"'`]){name}\b.*", re.M)
     for other in module.__all__:
         fn = code_of(getattr(module, other))
         if other == name or not fn: continue
