@@ -13,7 +13,7 @@ from nltk.translate.bleu_score import corpus_bleu as nltk_bleu, sentence_bleu
 from sacrebleu.metrics import BLEU
 
 from xraycap.metrics import (
-    best_constant, bootstrap, cider, corpus_bleu, meteor, most_common, ngrams, old_sentence_bleu, rouge_l,
+    best_constant, bootstrap, cider, cider_each, corpus_bleu, meteor, most_common, ngrams, old_sentence_bleu, rouge_l,
     shuffled_bleu4)
 from xraycap.studies import load_studies
 from xraycap.text import clean_chen
@@ -142,6 +142,7 @@ def test_cider_rewards_rare_words():
     common = cider(references, ["clear lungs"] * 3)
     assert common == 0  # everybody says it
     assert cider(references, references) == pytest.approx(10)
+    assert cider_each(references, references[:2] + ["clear lungs"]) == pytest.approx([10, 10, 0])
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ngrams', 'check_pairs', 'bleu_counts', 'bleu_of_counts', 'corpus_bleu', 'most_common', 'old_sentence_bleu',
-           'common_table', 'rouge_l', 'cider', 'meteor', 'best_constant', 'bootstrap', 'shuffled_bleu4']
+           'common_table', 'rouge_l', 'cider_each', 'cider', 'meteor', 'best_constant', 'bootstrap', 'shuffled_bleu4']
 
 # %% ../nbs/15_metrics.ipynb #686eca5d
 import math
@@ -122,11 +122,11 @@ def rouge_l(
     return sum(scores) / len(scores)
 
 # %% ../nbs/15_metrics.ipynb #2939b2ed
-def cider(
+def cider_each(
     references: list,  # one text per study, tokens separated by spaces
     hypotheses: list,  # the model's texts, same order and length
-) -> float:  # from 0 to 10
-    "CIDEr-D (Vedantam et al. 2015) of the COCO caption evaluation. Raises `ValueError` like `check_pairs`."
+) -> list:  # a float from 0 to 10 for each study
+    "The CIDEr-D of each study among all of them. Raises `ValueError` like `check_pairs`."
     check_pairs(references, hypotheses)
     refs, hyps = ([Counter(gram for gram, _ in ngrams(text)) for text in texts] for texts in (references, hypotheses))
     having = Counter(gram for ref in refs for gram in ref)  # in how many references
@@ -140,9 +140,16 @@ def cider(
             product = sum(min(h[gram], r[gram]) * r[gram] for gram in h if gram in r)
             lengths = math.hypot(*r.values()) * math.hypot(*h.values())
             cosines.append(product / lengths if lengths else 0)
-        pairs, theirs = (sum(k for gram, k in counts.items() if len(gram) == 2) for counts in (hyp, ref))
-        scores.append(10 * sum(cosines) / 4 * math.exp(-(pairs - theirs)**2 / (2 * 6**2)))
-    return sum(scores) / len(scores)
+        ours, theirs = (sum(k for gram, k in counts.items() if len(gram) == 2) for counts in (hyp, ref))  # pairs
+        scores.append(10 * sum(cosines) / 4 * math.exp(-(ours - theirs)**2 / (2 * 6**2)))
+    return scores
+
+def cider(
+    references: list,  # one text per study, tokens separated by spaces
+    hypotheses: list,  # the model's texts, same order and length
+) -> float:  # from 0 to 10
+    "CIDEr-D (Vedantam et al. 2015) of the COCO caption evaluation. Raises `ValueError` like `check_pairs`."
+    return float(np.mean(cider_each(references, hypotheses)))
 
 # %% ../nbs/15_metrics.ipynb #c8be024a
 def meteor(
