@@ -127,7 +127,9 @@ def load_finding_net(
 def finding_maps(
     features: torch.Tensor,  # (B, places, 1024): the places of the frontal view, then as many of the lateral
     head: nn.Linear,  # (2048 -> n): a FindingNet's last layer, which reads the frontal view's mean, then the lateral's
-) -> torch.Tensor:  # (B, places, n): what each place adds to the findings' logits, as many times as a view has places
-    "Class activation maps (Zhou et al. 2016): the evidence for each finding at each place."
+) -> torch.Tensor:  # (B, places, n)
+    """Class activation maps (Zhou et al. 2016): the evidence for each finding at each place.
+
+    A logit is the mean over the frontal view's places, the mean over the lateral's, and the bias, added up."""
     weight = head.weight.detach().to(features.device)
     return torch.cat([x @ w.T for x, w in zip(features.chunk(2, 1), weight.chunk(2, 1))], 1)  # b p c, n c -> b p n
