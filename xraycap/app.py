@@ -8,6 +8,7 @@ __all__ = ['FILE_LIMIT', 'PIXEL_LIMIT', 'PACKED', 'SCANS', 'EXAMPLES', 'HEADERS'
 
 # %% ../nbs/22_app.ipynb #e060b2a4
 import base64
+import json
 import logging
 import re
 import time
@@ -21,14 +22,15 @@ from threading import BoundedSemaphore, Lock
 from flask import Blueprint, Flask, Request, Response, current_app, jsonify, render_template, request
 from PIL import Image
 from waitress import create_server
-from werkzeug.exceptions import (BadRequest, HTTPException, InternalServerError, NotFound, RequestEntityTooLarge, ServiceUnavailable,
-                                 UnprocessableEntity, UnsupportedMediaType)
+from werkzeug.exceptions import (
+    BadRequest, HTTPException, InternalServerError, NotFound, RequestEntityTooLarge, ServiceUnavailable,
+    UnprocessableEntity, UnsupportedMediaType)
 
+from .captioner import Captioner, Report, notice, sentence_maps
+from .files import assets
 from .phantom import study_views
 from .radiographs import is_dicom, open_radiograph, square
-from .captioner import Captioner, Report, notice, sentence_maps
 from .studies import load_studies
-from .files import assets
 
 # %% ../nbs/22_app.ipynb #ad26f7a3
 FILE_LIMIT, PIXEL_LIMIT = 20 * 2**20, 25_000_000  # bytes of a file, pixels of a picture
@@ -45,7 +47,8 @@ class UploadRequest(Request):
 # %% ../nbs/22_app.ipynb #a13a2860
 PACKED = {b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.5"}  # DICOM PS3.5, A.5 and A.4.2: deflated as a whole; RLE
 SCANS = 64  # the most scans of a JPEG file
-_syntax, _item = re.compile(rb"\x02\x00\x10\x00.{4}([0-9.]+)", re.S), re.compile(rb"\xfe\xff\x00\xe0.{4}", re.S)  # of DICOM: the transfer syntax; the head of a fragment
+_syntax = re.compile(rb"\x02\x00\x10\x00.{4}([0-9.]+)", re.S)  # of a DICOM file: its transfer syntax
+_fragment = re.compile(rb"\xfe\xff\x00\xe0.{4}", re.S)  # the head of a fragment of its compressed picture
 
 def _scans(jpeg):
     "How many scans a JPEG file has, up to its end; what stands behind that does not count."
@@ -64,20 +67,26 @@ def open_upload(
     "What `open_radiograph` makes of an upload. Raises `ValueError`, in one sentence, for everything but a radiograph."
     data, scans = file.getvalue(), 0
     if len(data) > FILE_LIMIT:
-        raise RequestEntityTooLarge(f"{file} has {len(data) / 2**20:.1f} MB: {FILE_LIMIT // 2**20} MB is the most that a file may have.")
+        size, most = f"{len(data) / 2**20:.1f} MB", f"{FILE_LIMIT // 2**20} MB"
+        raise RequestEntityTooLarge(f"{file} has {size}: {most} is the most that a file may have.")
     if is_dicom(data[:132]):
         syntaxes = set(_syntax.findall(data))
         if syntaxes & PACKED:
-            raise ValueError(f"{file} is a DICOM file that is compressed in a way that hides its size: export it uncompressed, or as PNG.")
-        if any(syntax.startswith(b"1.2.840.10008.1.2.4.") for syntax in syntaxes): scans = _item.sub(b"", data).count(b"\xff\xda")  # the JPEG family
+            raise ValueError(f"{file} is a DICOM file that is compressed in a way that hides its size: export it "
+                             "uncompressed, or as PNG.")
+        if any(syntax.startswith(b"1.2.840.10008.1.2.4.") for syntax in syntaxes):  # the JPEG family
+            scans = _fragment.sub(b"", data).count(b"\xff\xda")
     elif data.startswith(b"\xff\xd8"): scans = _scans(data)
-    if scans > SCANS: raise ValueError(f"{file} has more than {SCANS} scans, far more than any JPEG of a radiograph: save it as PNG.")
+    if scans > SCANS:
+        raise ValueError(f"{file} has more than {SCANS} scans, far more than any JPEG of a radiograph: save it as PNG.")
     return open_radiograph(file, max_pixels=PIXEL_LIMIT)
 
 # %% ../nbs/22_app.ipynb #504c820a
 class Desk:
     "Describes one study at a time, in the order of arrival, for as many as find a seat."
-    def __init__(self,
+
+    def __init__(
+        self,
         captioner: Captioner,  # the model
         k: int = 3,  # beam width
         seats: int = 16,  # studies that may wait or be worked on
@@ -92,15 +101,18 @@ class Desk:
         try: return job.result(until - time.monotonic())
         except TimeoutError:
             job.cancel()
-            raise self._busy(f"This took more than {self.patience:.0f} seconds: try again later, or with smaller files.") from None
+            waited = f"This took more than {self.patience:.0f} seconds"
+            raise self._busy(f"{waited}: try again later, or with smaller files.") from None
 
     def _busy(self, sentence): return ServiceUnavailable(sentence, retry_after=max(1, ceil(self.seats * self.last)))
 
-    def describe(self,
+    def describe(
+        self,
         files: list,  # of `Upload`: frontal, and lateral where there is one
     ) -> tuple:  # (`Report`; list of PIL images, as they were opened)
-        "Wait for one's turn. Raises `ServiceUnavailable` when there is no seat or no time left, and what `open_upload` raises."
-        if not self.free.acquire(blocking=False): raise self._busy("Too many studies are waiting: try again in a moment.")
+        "Wait for one's turn. Raises `ServiceUnavailable` without a seat or time, and what `open_upload` raises."
+        if not self.free.acquire(blocking=False):
+            raise self._busy("Too many studies are waiting: try again in a moment.")
         try:
             until = time.monotonic() + self.patience
             pictures = [self._turn(self.opener, until, open_upload, file) for file in files]
@@ -113,13 +125,17 @@ class Desk:
 def uploaded() -> list:  # of `Upload`: frontal, and lateral where there is one
     "The files of the request. Raises `BadRequest` or `UnsupportedMediaType`, in one sentence, for every other form."
     if request.mimetype != "multipart/form-data":
-        raise UnsupportedMediaType("Send the radiographs as multipart/form-data, in the file fields 'frontal' and 'lateral'.")
+        raise UnsupportedMediaType("Send the radiographs as multipart/form-data, in the file fields 'frontal' and "
+                                   "'lateral'.")
     files = {field: [f for f in request.files.getlist(field) if f.filename] for field in request.files}
     files = {field: found for field, found in files.items() if found}  # a browser sends an empty field without a name
-    if request.form: raise BadRequest("Only the file fields 'frontal' and 'lateral' are understood, and both must be files with a name.")
-    if files.keys() - {"frontal", "lateral"}: raise BadRequest("Only the file fields 'frontal' and 'lateral' are understood.")
-    if any(len(found) > 1 for found in files.values()): raise BadRequest("Two files are the most: one frontal and one lateral view.")
-    if "frontal" not in files: raise BadRequest("There is no file in the field 'frontal'; a single radiograph goes there.")
+    fields = "Only the file fields 'frontal' and 'lateral' are understood"
+    if request.form: raise BadRequest(f"{fields}, and both must be files with a name.")
+    if files.keys() - {"frontal", "lateral"}: raise BadRequest(f"{fields}.")
+    if any(len(found) > 1 for found in files.values()):
+        raise BadRequest("Two files are the most: one frontal and one lateral view.")
+    if "frontal" not in files:
+        raise BadRequest("There is no file in the field 'frontal'; a single radiograph goes there.")
     for field, (file,) in files.items():
         name = "".join(c for c in Path(file.filename).name if c.isprintable())[:80]
         file.stream.name = name or f"The {field} view"
@@ -142,14 +158,13 @@ def answer(
 ) -> dict:  # for JSON
     "A report as the API sends it."
     maps = None
-    if report.attention is not None:
-        maps = [m if len(pictures) == 2 else m.sum(0, keepdims=True) for m in sentence_maps(report)]
-        maps = [m.astype(float).round(4).tolist() for m in maps]
+    if report.attention is not None: maps = [m.astype(float).round(4).tolist() for m in sentence_maps(report)]
     return report.as_dict() | dict(attention=maps, views=[as_jpeg(p) for p in pictures])
 
 # %% ../nbs/22_app.ipynb #bb5a75bf
-EXAMPLES = {379: "Catheter, large heart", 2327: "Pleural effusion", 64: "Pneumothorax", 1543: "Hiatal hernia",
-            1765: "Granuloma", 23: "Normal"}  # studies of the Chen test part: uid, and what to call it
+EXAMPLES = {  # studies of the Chen test part: uid, and what to call it
+    379: "Catheter, large heart", 2327: "Pleural effusion", 64: "Pneumothorax", 1543: "Hiatal hernia",
+    1765: "Granuloma", 23: "Normal"}
 _drawing = Lock()  # so that a study that is asked for six times at once is drawn once
 
 @cache
@@ -181,17 +196,21 @@ def trained_on(
     captioner: Captioner,  # its `about` is what `config.json` says
 ) -> str:  # two sentences
     "What must be known about a model, for the page."
-    about, of = captioner.about, {"phantom": "simulated images of chests, not on patients' radiographs", "openi": "the real radiographs of Open-i"}
-    images = of.get(about["images"], f"the images of {about['images']}")
-    return (f"The model is called \u201c{captioner.name}\u201d. It was trained on {images} (training part of the split '{about.get('split')}'), "
-            f"on top of an encoder with the weights '{about['encoder']}'.")
+    about = captioner.about
+    known = {"phantom": "simulated images of chests, not on patients' radiographs",
+             "openi": "the real radiographs of Open-i"}
+    images = known.get(about["images"], f"the images of {about['images']}")
+    part = f"training part of the split '{about.get('split')}'"
+    return (f"The model is called \u201c{captioner.name}\u201d. It was trained on {images} ({part}), on top of an "
+            f"encoder with the weights '{about['encoder']}'.")
 
 @routes.get("/")
 def index():
     "The page."
     captioner = desk().captioner
-    return render_template("index.html", notice=notice(captioner.about["images"], captioner.about["encoder"]), trained_on=trained_on(captioner), examples=EXAMPLES,
-                           file_limit=FILE_LIMIT)
+    warning = notice(captioner.about["images"], captioner.about["encoder"])
+    return render_template(
+        "index.html", notice=warning, trained_on=trained_on(captioner), examples=EXAMPLES, file_limit=FILE_LIMIT)
 
 @routes.post("/api/report")
 def report():
@@ -218,57 +237,19 @@ def health():
     "For whoever watches over the program."
     return jsonify(status="ok", model=desk().captioner.name, waiting=desk().seats - desk().free._value)
 
-# %% ../nbs/22_app.ipynb #90e0cd6f
-def _json(description, properties, **more):
-    "A response whose body is a JSON object with all of these properties."
-    schema = dict(type="object", properties=properties, required=list(properties))
-    return dict(description=description, content={"application/json": dict(schema=schema)}, **more)
-
-def _error(description, **more): return _json(description, dict(error=dict(type="string", description="One sentence for people.")), **more)
-
+# %% ../nbs/22_app.ipynb #3ccf4a57
 @routes.get("/api/openapi.json")
 def openapi():
     "The API, described for programs."
-    text, numbers = dict(type="string"), lambda depth: dict(type="array", items=numbers(depth - 1)) if depth else dict(type="number")
-    texts, file = dict(type="array", items=text), dict(type="string", format="binary")
-    said = dict(
-        findings=text, sentences=texts, log_probability=dict(type="number", description="Of all the words together."), model=text,
-        images=dict(type="string", description="What the model learnt from: 'phantom' means simulated images."),
-        seconds=dict(type="number", description="That the model took."), notice=dict(type="string", description="To be shown with the findings, always."),
-        attention=dict(numbers(4), nullable=True, description="[sentence][view][row][column]: where the model looked, 7 x 7 places of each view; a sentence's sum to 1."),
-        views=dict(texts, description="The pictures as they were read, small, as data: addresses of JPEG files."))
-    form = dict(type="object", required=["frontal"], additionalProperties=False, properties=dict(
-        frontal=dict(file, description=f"PNG, JPEG or DICOM; at most {FILE_LIMIT // 2**20} MB and {PIXEL_LIMIT:,} pixels."),
-        lateral=dict(file, description="The second view, if there is one.")))
-    soon = {"Retry-After": dict(description="Seconds to wait.", schema=dict(type="integer"))}
-    uid = dict(name="uid", **{"in": "path"}, required=True, schema=dict(type="integer", enum=list(EXAMPLES)))
-    view = dict(name="view", **{"in": "path"}, required=True, schema=dict(type="string", enum=["frontal", "lateral"]))
-    paths = {
-        "/api/report": dict(post=dict(
-            operationId="report", summary="Describe a chest X-ray. Not for diagnosis.",
-            requestBody=dict(required=True, content={"multipart/form-data": dict(schema=form)}),
-            responses={"200": _json("What the model says, and where it looked.", said), "400": _error("The form is not understood."),
-                       "413": _error("A file is too large."), "415": _error("Not a form with files."),
-                       "422": _error("A file is not a radiograph that can be read."),
-                       "503": _error("Too many are waiting.", headers=soon)})),
-        "/api/examples/{uid}": dict(get=dict(
-            operationId="example", summary="A radiologist's report; its images are simulated.", parameters=[uid],
-            responses={"200": _json("The study.", dict(uid=dict(type="integer"), title=text, findings=text, mesh=texts, images=text)),
-                       "404": _error("There is no such example.")})),
-        "/api/examples/{uid}/{view}.png": dict(get=dict(
-            operationId="exampleView", summary="A simulated radiograph.", parameters=[uid, view],
-            responses={"200": dict(description="PNG, 448 x 448.", content={"image/png": dict(schema=file)}), "404": _error("There is no such example.")})),
-        "/healthz": dict(get=dict(
-            operationId="health", summary="Is the program well?",
-            responses={"200": _json("It is.", dict(status=text, model=text, waiting=dict(type="integer")))})),
-    }
-    about = dict(title="xraycap", version="1", description=notice(desk().captioner.about["images"], desk().captioner.about["encoder"]))
-    return jsonify(openapi="3.0.3", info=about, servers=[dict(url="/")], paths=paths)
+    described, about = json.loads((assets/"app"/"openapi.json").read_text()), desk().captioner.about
+    described["info"]["description"] = notice(about["images"], about["encoder"])
+    return jsonify(described)
 
 # %% ../nbs/22_app.ipynb #7b64aace
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-                               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy":
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
 
@@ -288,7 +269,8 @@ def create_app(
     @app.errorhandler(Exception)
     def failed(e):
         if isinstance(e, RequestEntityTooLarge) and e.description == RequestEntityTooLarge.description:
-            e = RequestEntityTooLarge(f"That is too much at once: two files of {FILE_LIMIT // 2**20} MB each are the most.")
+            most = f"two files of {FILE_LIMIT // 2**20} MB each"
+            e = RequestEntityTooLarge(f"That is too much at once: {most} are the most.")
         if not isinstance(e, HTTPException):
             logging.getLogger("xraycap").exception("A request failed.")
             e = InternalServerError("Something went wrong on our side; the program's log says what.")
@@ -311,5 +293,6 @@ def make_server(
 ):  # waitress's server; `.run()` serves, `.effective_port` is the port
     "A server that is ready to run. Raises `OSError` when it cannot listen there."
     most = 3 * FILE_LIMIT  # above the app's own limit, whose answer is a better sentence
-    return create_server(app, host=host, port=port, threads=app.extensions["xraycap"].seats + 4, connection_limit=48, channel_timeout=30,
-                         max_request_body_size=most, inbuf_overflow=most, ident=None)
+    return create_server(
+        app, host=host, port=port, threads=app.extensions["xraycap"].seats + 4, connection_limit=48, channel_timeout=30,
+        max_request_body_size=most, inbuf_overflow=most, ident=None)

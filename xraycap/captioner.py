@@ -20,11 +20,10 @@ from PIL import Image
 
 from .batches import pool_views
 from .encoder import ImageEncoder
-from .fast import fused
+from .fast import beam_search, fast_decoder, fused
 from .files import assets
 from .models import find_model, load_model, save_model
 from .radiographs import check_size, grey, open_radiograph, square
-from .search import beam_search
 from .text import sentences
 
 # %% ../nbs/21_captioner.ipynb #93679544
@@ -106,7 +105,7 @@ class Captioner:
         about: dict,  # `encoder` (weights' name), `images` (what it learnt from), what else is to be kept
         name: str = "unnamed",  # for the reports
     ):
-        self.decoder, self.vocab, self.about, self.name = decoder.eval(), vocab, about, name
+        self.decoder, self.vocab, self.about, self.name = fast_decoder(decoder.eval()), vocab, about, name
         self.encoder = ImageEncoder(about["encoder"]).eval()
         self.fast = fused(self.encoder)
 
