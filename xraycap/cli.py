@@ -213,11 +213,11 @@ def features(
         from xraycap.studies import load_studies
         from xraycap.weights import default_weights
         studies = load_studies(images)
-        net = fused(ImageEncoder(encoder or default_weights(studies.attrs["images"])))
+        net = ImageEncoder(encoder or default_weights(studies.attrs["images"]))
         if engine == "ray":
             from xraycap.scale import ray_features
             store, failed = ray_features(studies, net)
-        else: store, failed = store_features(studies, net), []
+        else: store, failed = store_features(studies, fused(net)), []
     print(f"{store.path}: features of {len(store):,} studies, {store.path.stat().st_size / 1e9:.2f} GB.")
     if len(failed):
         listed = store.path.with_suffix(".failed.csv")
