@@ -91,7 +91,7 @@ def message_part(node):
 
 
 def raised(fn, seen=()):
-    "What the source of a function raises, and its private helpers': (error's name, its message with {expressions})."
+    "What a function raises, and its helpers of the same module: (error's name, its message with {expressions})."
     fn, found = code_of(fn), []
     if fn is None or fn in seen: return found
     tree = ast.parse(textwrap.dedent(inspect.getsource(fn)))
@@ -101,9 +101,9 @@ def raised(fn, seen=()):
             text = exc.args[0]
             parts = text.values if isinstance(text, ast.JoinedStr) else [text]
             found.append((exc.func.id, "".join(message_part(p) for p in parts)))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_"):
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             helper = getattr(fn, "__globals__", {}).get(node.func.id)
-            if inspect.isfunction(helper): found += raised(helper, (*seen, fn))
+            if inspect.isfunction(helper) and helper.__module__ == fn.__module__: found += raised(helper, (*seen, fn))
     return [(e, m) for e, m in dict.fromkeys(found) if m.strip("… ")]
 
 
