@@ -1,4 +1,6 @@
 "The masked loss by hand, and a decoder whose two ways of running agree."
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,7 +66,7 @@ def test_step_by_step_equals_teacher_forcing(decoder):
 def test_a_studys_hypotheses_share_its_image(decoder):
     "Two studies with three hypotheses each give what six studies alone would."
     features, tokens = torch.rand(2, 2048), torch.randint(3, V, (6,))
-    memory, (h, c) = decoder.start(features)
+    memory, _ = decoder.start(features)
     state = tuple(torch.randn(6, 32) for _ in range(2))
     logits, _, _ = decoder.step(tokens, state, memory)
     for n in range(6):
@@ -121,6 +123,30 @@ def test_early_stopping_on_validation_perplexity():
     learn = caption_learner(dls, LSTMDecoder(len(vocab), hidden=8), lr=0., patience=2)
     with learn.no_bar(), learn.no_logging(): learn.fit(10)
     assert len(learn.recorder.values) == 3  # the first epoch is the best, and two more do not improve on it
+
+
+def test_metrics_by_hand():
+    "One half for each of 2 + 1 true words is a perplexity of 2, whichever way they fall into batches."
+    half = torch.full((1, 2, 5), .125).log()
+    half[0, :, 4] = np.log(.5)  # word 4 has one half, the other four an eighth each
+    metrics = TokenPerplexity(), TokenAccuracy()
+    for metric in metrics: metric.reset()
+    for y in ([[4, 3]], [[4, PAD]]):
+        for metric in metrics: metric.accumulate(SimpleNamespace(pred=half, y=torch.tensor(y)))
+    perplexity, accuracy = (metric.value for metric in metrics)
+    assert perplexity == pytest.approx((2 * 8 * 2) ** (1 / 3), rel=1e-5) and accuracy == pytest.approx(2 / 3)
+
+
+def test_a_lone_validation_is_left_alone_by_the_trackers(tmp_path):
+    "Before training and after it, with a folder and patience: `validate` gives figures and saves nothing."
+    set_seed(0)
+    dls, vocab = toy_dls()
+    learn = caption_learner(dls, LSTMDecoder(len(vocab), hidden=8), patience=1, folder=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        assert len(learn.validate()) == 3 and not list(tmp_path.iterdir())
+        learn.fit_one_cycle(2)
+        saved = (tmp_path / "best.pth").stat().st_mtime_ns
+        assert len(learn.validate()) == 3 and (tmp_path / "best.pth").stat().st_mtime_ns == saved
 
 
 @pytest.mark.parametrize("bs", [1, 3, 16])
