@@ -82,6 +82,8 @@ def refresh(path, flags):
     "Run the notebook at `path` and write it back; nothing is written when a cell fails."
     nb = NBProcessor(path, rm_directives=False, process=True).nb
     shell = CaptureShell(path)
+    for cell in nb.cells:
+        if cell.cell_type == "code" and not skipped(cell, flags): cell.outputs = []  # it may not yield anything any more
     with working_directory(path.parent):
         try: shell.run_all(nb, exc_stop=True, preproc=lambda cell: skipped(cell, flags))
         except Exception: sys.exit(shell.prettytb(fname=path))
