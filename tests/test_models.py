@@ -10,7 +10,7 @@ import xraycap
 from xraycap import files, models
 from xraycap.attention import AttentionDecoder
 from xraycap.lstm import LSTMDecoder
-from xraycap.models import check_out, find_model, generate, load_model, save_model
+from xraycap.models import check_model_folder, find_model, generate, load_model, save_model
 from xraycap.text import Vocab
 from xraycap.training import train_captioner
 
@@ -27,7 +27,8 @@ def test_a_model_comes_back_from_its_folder(tmp_path, kind):
     save_model(tmp_path / "deep" / "model", small(kind, vocab), vocab, about)
     decoder, words, config = load_model(tmp_path / "deep" / "model")
     assert type(decoder) is kind and words.itos == vocab.itos and config["images"] == "phantom" and not decoder.training
-    assert {p.name for p in (tmp_path / "deep" / "model").iterdir()} == {"config.json", "vocab.json", "model.safetensors"}
+    there = {p.name for p in (tmp_path / "deep" / "model").iterdir()}
+    assert there == {"config.json", "vocab.json", "model.safetensors"}
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["model"]
     save_model(tmp_path / "again", decoder, words, about)
     twice = load_model(tmp_path / "again")[0].state_dict()
@@ -49,21 +50,22 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
 
 def test_saving_does_not_replace_other_things(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="something other than a model"): check_out(tmp_path)
-    with pytest.raises(ValueError, match="something other than a model"): check_out(tmp_path / "thesis.tex")
-    assert check_out(tmp_path / "new") == tmp_path / "new"
+    with pytest.raises(ValueError, match="something other than a model"): check_model_folder(tmp_path)
+    with pytest.raises(ValueError, match="something other than a model"): check_model_folder(tmp_path / "thesis.tex")
+    assert check_model_folder(tmp_path / "new") == tmp_path / "new"
 
 
 def test_a_place_that_cannot_be_saved_into_is_known_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(ValueError, match="the folder you are in"): check_out(".")
-    with pytest.raises(ValueError, match="Nothing can be written into .*file"): train_captioner(tmp_path / "file" / "model")
-    check_out("deep/er/model")
+    with pytest.raises(ValueError, match="the folder you are in"): check_model_folder(".")
+    with pytest.raises(ValueError, match="Nothing can be written into .*file"):
+        train_captioner(tmp_path / "file" / "model")
+    check_model_folder("deep/er/model")
     assert not (tmp_path / "here" / "deep").exists()
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="Nothing can be written into"): check_out(tmp_path / "model")
+    with pytest.raises(ValueError, match="Nothing can be written into"): check_model_folder(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])
@@ -89,7 +91,8 @@ def test_parts_of_two_models_are_no_model(tmp_path):
     save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
     Vocab.from_texts(texts[:1]).save(tmp_path / "model" / "vocab.json")
     with pytest.raises(ValueError, match="model.*cannot be opened"): load_model(tmp_path / "model")
-    with pytest.raises(ValueError, match="encoder and images"): save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, dict(images="phantom"))
+    with pytest.raises(ValueError, match="encoder and images"):
+        save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, dict(images="phantom"))
     save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "encoder"}))
@@ -107,7 +110,8 @@ def test_a_pickle_is_not_opened(tmp_path):
 
 
 def test_generate_does_not_depend_on_the_batch():
-    vocab, store = Vocab.from_texts(texts), {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in range(5)}
+    vocab = Vocab.from_texts(texts)
+    store = {uid: np.random.default_rng(uid).normal(size=(98, 1024)).astype("float16") for uid in range(5)}
     for kind in models.decoder_names.values():
         torch.manual_seed(0)
         decoder = small(kind, vocab).eval()

@@ -12,7 +12,8 @@ from xraycap.mesh import FINDINGS
 from xraycap.targets import composed_reports, consensus_reports, report_weights
 
 said = ["the lungs are clear . heart size is normal . no pleural effusion ."] * 4 + [
-    "there is a small left pleural effusion . heart size is normal .", "there is a large right pleural effusion . heart size is normal .",
+    "there is a small left pleural effusion . heart size is normal .",
+    "there is a large right pleural effusion . heart size is normal .",
     "the heart is enlarged . the lungs are clear . no pleural effusion ."]
 coded = [["normal"]] * 4 + [["Pleural Effusion/left/small"], ["Pleural Effusion/right/large"], ["Cardiomegaly"]]
 
@@ -22,7 +23,9 @@ coded = [["normal"]] * 4 + [["Pleural Effusion/left/small"], ["Pleural Effusion/
     ("Pleural Effusion/left/small", {"there is a small left pleural effusion ."}, {"right", "no pleural effusion"}),
     ("Pleural Effusion/right", {"there is a large right pleural effusion ."}, {"left", "no pleural effusion"}),
     ("Cardiomegaly", {"the heart is enlarged ."}, {"heart size is normal", "left", "right"}),
-    ("Cardiomegaly;Pleural Effusion/left", {"the heart is enlarged .", "there is a small left pleural effusion ."}, {"heart size is normal", "no pleural effusion"}),  # nobody had both
+    ("Cardiomegaly;Pleural Effusion/left",  # nobody had both
+     {"the heart is enlarged .", "there is a small left pleural effusion ."},
+     {"heart size is normal", "no pleural effusion"}),
 ])
 def test_a_composed_report_says_what_is_there_and_denies_none_of_it(codes, must, may_not):
     composed, = composed_reports(said, coded, [codes.split(";")])
@@ -33,27 +36,39 @@ def test_a_composed_report_says_what_is_there_and_denies_none_of_it(codes, must,
 
 def test_a_composed_report_is_the_best_choice_of_sentences_there_is():
     "Against every set of sentences that speaks of no subject twice"
-    compose, wanted = targets._Composer(said), {"Pleural Effusion"}
+    composer, wanted = targets._Composer(said), {"Pleural Effusion"}
+    grams, sentences = composer.grams, composer.sentences
     weights, = report_weights(coded, [["Pleural Effusion/left/small"]])
-    gain = compose.known @ weights / targets._precision[compose.order]
-    names = 20 * (compose.named @ np.where(np.isin(FINDINGS, list(wanted)), 1, -1))
+    gain = grams.in_reports @ weights / targets._precision[grams.order]
+    names = 20 * (sentences.names @ np.where(np.isin(FINDINGS, list(wanted)), 1, -1))
     has = Counter(gram for text in said for gram in metrics.ngrams(text))  # in how many texts
-    def rare(text, n): return {g: np.log(len(said) / has[g]) for g in metrics.ngrams(text) if g in has and len(g[0]) == n}
+
+    def rare(text, n):
+        return {g: np.log(len(said) / has[g]) for g in metrics.ngrams(text) if g in has and len(g[0]) == n}
+
     def cosine(one, other, n):
         x, y = rare(one, n), rare(other, n)
-        return sum(x[g] * y.get(g, 0) for g in x) / max(1e-9, np.linalg.norm([*x.values()]) * np.linalg.norm([*y.values()]))
-    def allowed(chosen): return (compose.about[chosen].sum(0) <= 1).all() and not any("no pleural" in compose.lines[i] for i in chosen)
-    sets = [list(c) for n in range(1, 5) for c in combinations(range(len(compose.lines)), n) if allowed(list(c))]
-    def worth(chosen):
-        grams = metrics.ngrams(compose.text(chosen))
-        bleu = sum((gain[compose.number[g]] if g in compose.number else 0) - targets._price[len(g[0]) - 1] for g in grams)
-        alike = np.mean([[cosine(compose.text(chosen), text, n) for n in range(1, 5)] for text in said], 1) @ weights
-        i = [compose.number[g] for g in grams if g in compose.number]
-        near, size = (np.bincount(compose.order[i], x[i], 4) for x in (compose.alike @ weights, compose.squared))
-        np.testing.assert_allclose((near / np.sqrt(size)).mean(), alike)
-        return bleu + names[chosen].sum() + targets._likeness * alike
-    value = {tuple(c): worth(c) for c in sets}
-    assert sorted(compose(weights, wanted)) == list(max(value, key=value.get)) and len(value) > 20
+        length = np.linalg.norm([*x.values()]) * np.linalg.norm([*y.values()])
+        return sum(x[g] * y.get(g, 0) for g in x) / max(1e-9, length)
+
+    def allowed(chosen):
+        denied = any("no pleural" in sentences.lines[i] for i in chosen)
+        return (sentences.subjects[chosen].sum(0) <= 1).all() and not denied
+
+    def value(chosen):
+        text = sentences.report(chosen)
+        bleu = sum((gain[grams.number[g]] if g in grams.number else 0) - targets._price[len(g[0]) - 1]
+                   for g in metrics.ngrams(text))
+        cosines = np.mean([[cosine(text, other, n) for n in range(1, 5)] for other in said], 1)
+        worth = bleu + 600 * cosines @ weights
+        assert targets._Worth(grams, weights)(text) == pytest.approx(worth)
+        return worth + names[chosen].sum()
+
+    everything = range(len(sentences.lines))
+    values = {c: value(list(c)) for n in range(1, 5) for c in combinations(everything, n) if allowed(list(c))}
+    *_, (_, worth) = steps = list(composer.steps(weights, wanted))
+    best = max(values, key=values.get)
+    assert sorted(i for i, _ in steps) == list(best) and worth == pytest.approx(values[best]) and len(values) > 20
 
 
 def test_report_weights_are_a_ridge_regression():

@@ -14,7 +14,7 @@ from xraycap.lstm import caption_learner
 from xraycap.models import load_model
 from xraycap.results import evaluate
 from xraycap.text import Vocab, clean_chen
-from xraycap.training import PointAtFindings, cross_codes, train_captioner
+from xraycap.training import PointAtFindings, Recipe, cross_codes, train_captioner
 from xraycap.transformer import TransformerDecoder
 
 
@@ -24,27 +24,39 @@ def few_studies(monkeypatch):
     from xraycap.studies import load_studies as real
     def few(images="phantom", split="chen"):
         studies = real(images, split)
-        few = pd.concat([studies[studies.split == part].head(n) for part, n in (("train", 40), ("val", 10), ("test", 12))])
+        sizes = dict(train=40, val=10, test=12)
+        few = pd.concat([studies[studies.split == part].head(n) for part, n in sizes.items()])
         few.attrs.update(studies.attrs)
         return few
-    def noise(studies, encoder): return {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
+    def noise(studies, encoder):
+        return {uid: np.random.default_rng(uid).normal(size=(98, 1024)).astype("float16") for uid in studies.uid}
     monkeypatch.setattr("xraycap.studies.load_studies", few)
     monkeypatch.setattr(training, "load_studies", few)
     for module in (models, training): monkeypatch.setattr(module, "store_features", noise)
     return few("phantom", "chen")
 
 
+def test_a_recipe_takes_its_own_and_gives_the_rest_to_the_decoder():
+    recipe = Recipe.of(lr=1e-3, hidden=16, sizes=dict(layers=1))
+    assert (recipe.lr, recipe.sizes, recipe.decoder, recipe.bodies) == (1e-3, dict(layers=1, hidden=16), "attention", 2)
+    with pytest.raises(ValueError, match="no decoder 'parrot': choose one of lstm, attention, transformer"):
+        train_captioner("nowhere", decoder="parrot")
+
+
 def test_training_on_next_to_nothing(tmp_path, few_studies, monkeypatch):
-    def first(n): monkeypatch.setattr(training, "load_studies", lambda images, split: few_studies.groupby("split").head(n))
+    def first(n):
+        monkeypatch.setattr(training, "load_studies", lambda images, split: few_studies.groupby("split").head(n))
     first(1)
     with pytest.raises(ValueError, match="two studies at least"): train_captioner(tmp_path / "model")
     first(2)
-    for decoder in models.decoder_names: assert train_captioner(tmp_path / "model", decoder=decoder, epochs=1, bodies=1, crossed=0).valid_loss.notna().all()
+    for decoder in models.decoder_names:
+        losses = train_captioner(tmp_path / "model", decoder=decoder, epochs=1, bodies=1, crossed=0)
+        assert losses.valid_loss.notna().all()
 
 
 def test_a_weights_file_is_found_from_any_folder(tmp_path, few_studies, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "CheXNet", lambda weights: None)
+    for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: None)
     train_captioner("model", encoder="weights", epochs=1, bodies=1, crossed=0)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"] == str(tmp_path / "weights")
     train_captioner("model", encoder=Path("phantom"), epochs=1, bodies=1, crossed=0)
@@ -57,7 +69,8 @@ def test_training_from_studies_to_a_report(tmp_path, few_studies, decoder):
     losses = train_captioner(tmp_path / "model", decoder=decoder, epochs=2, bs=16)
     assert len(losses) == 2 and losses.train_loss.iloc[1] < losses.train_loss.iloc[0]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (config["decoder"], config["images"], config["split"], config["encoder"]) == (decoder, "phantom", "chen", "phantom")
+    about = [config[name] for name in ("decoder", "images", "split", "encoder")]
+    assert about == [decoder, "phantom", "chen", "phantom"]
     assert len(config["losses"]["valid_loss"]) == 2
     card = evaluate(tmp_path / "model", k=2)
     assert (card["k"], card["images"], card["split"]) == (2, "phantom", "chen") and 0 <= card["bleu_4"] <= 1
@@ -77,11 +90,14 @@ def test_without_codes_each_study_teaches_its_own_report(tmp_path, few_studies, 
     with pytest.raises(Enough): train_captioner(tmp_path / "model", decoder="lstm")
     lines = lambda texts: {line.strip() for text in texts for line in text.split(" .")}
     train, val = (list(studies[studies.split == part].findings) for part in ("train", "val"))
-    if codes: assert lines(taught[0].findings) <= lines(map(clean_chen, train)) and len(taught[0]) == 12 * len(train) + len(val)
-    if not codes: assert list(taught[0].findings) == [*train, *train, *val]  # each training study in two bodies
+    if codes:
+        assert len(taught[0]) == 12 * len(train) + len(val)  # two bodies with their own codes, ten with crossed ones
+        assert lines(taught[0].findings) <= lines(map(clean_chen, train))
+    else: assert list(taught[0].findings) == [*train, *train, *val]  # each training study in two bodies
 
 
-@pytest.mark.parametrize("kind,size", [(AttentionDecoder, dict(attention=16)), (TransformerDecoder, dict(layers=1, heads=2))])
+@pytest.mark.parametrize(
+    "kind,size", [(AttentionDecoder, dict(attention=16)), (TransformerDecoder, dict(layers=1, heads=2))])
 @pytest.mark.parametrize("weight", [0, 1])
 def test_attention_learns_to_point_at_what_a_sentence_names(weight, kind, size):
     "Each study's effusion lies at a place of its own; without the lesson nothing says so"
@@ -95,11 +111,12 @@ def test_attention_learns_to_point_at_what_a_sentence_names(weight, kind, size):
     torch.manual_seed(0)
     decoder = kind(len(vocab), hidden=32, embedding_size=8, dropout=0., **size)
     learn = caption_learner(caption_dls(studies, store, vocab, bs=8), decoder, lr=1e-2)
-    with learn.no_bar(), learn.no_logging(): learn.fit(20, cbs=PointAtFindings(head, ["Cardiomegaly", "Pleural Effusion"], vocab, weight))
+    point = PointAtFindings(head, ["Cardiomegaly", "Pleural Effusion"], vocab, weight)
+    with learn.no_bar(), learn.no_logging(): learn.fit(20, cbs=point)
     tokens = torch.tensor([vocab.encode(text)[:-2]] * 8)
-    logits, looks = decoder(torch.tensor(store[40:]).float(), tokens, looks=True)
-    share = looks[range(8), :, place[40:]].mean(0)  # of each word, on the finding's place
-    assert logits.shape == (8, 7, len(vocab)) and torch.allclose(looks.sum(-1), torch.ones(8, 7))
+    logits, attention = decoder.forward_with_attention(torch.tensor(store[40:]).float(), tokens)
+    share = attention[range(8), :, place[40:]].mean(0)  # of each word, on the finding's place
+    assert logits.shape == (8, 7, len(vocab)) and torch.allclose(attention.sum(-1), torch.ones(8, 7))
     assert (share[:3] > .4).all() if weight else (share[:3] < .1).all()
 
 
@@ -109,6 +126,6 @@ def test_crossed_codes_are_codes_of_two_studies():
     assert crossed == cross_codes(mesh, 7) != cross_codes(mesh, 8) and len(crossed) == len(mesh)
     for own, new in zip(mesh, crossed):
         others = {code[1:] for code in set(new) - set(own) - {"normal"}}
-        assert len(others) <= 1 and ("normal" not in new or new == ["normal"])  # what is not its own comes from one other study
+        assert len(others) <= 1 and ("normal" not in new or new == ["normal"])  # the rest comes from one other study
     kept = np.mean([code in new for own, new in zip(mesh[:200], crossed) for code in own])
     assert .42 < kept < .58  # by a coin: 600 throws, 4 standard deviations
