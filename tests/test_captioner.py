@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from xraycap.attention import AttentionDecoder
-from xraycap.lstm import LSTMDecoder
 from xraycap.captioner import Captioner, Report, example_study, overlay, report_figure, sentence_maps
+from xraycap.lstm import LSTMDecoder
 from xraycap.text import Vocab
 
 words = "the heart is normal in size . no pleural effusion .".split()
@@ -62,8 +61,9 @@ def test_one_image_is_used_twice(captioner, example):
     assert "Frontal and lateral view" in titles[1] and not any("rontal" in title for title in titles[0])
     pictures = [ax.images[0].get_array() for ax in report_figure(one).axes if ax.images]
     assert {p.shape[:2] for p in pictures} == {(224, 224)}
-    twice = replace(one, attention=np.tile(one.attention.reshape(-1, 2, 49).sum(1) / 2, 2))  # each of the two halves has half of it
-    for p, q in zip(pictures, report_figure(twice).axes): np.testing.assert_allclose(p, q.images[0].get_array(), atol=.01)
+    halves = np.tile(one.attention.reshape(-1, 2, 49).sum(1) / 2, 2)  # each view has half of what both had
+    for p, q in zip(pictures, report_figure(replace(one, attention=halves)).axes):
+        np.testing.assert_allclose(p, q.images[0].get_array(), atol=.01)
 
 
 @pytest.mark.parametrize("bad", [None, b"bytes", [1, 2], torch.zeros(64, 64)])

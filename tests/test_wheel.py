@@ -18,7 +18,8 @@ def unpacked(tmp_path_factory):
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
     source = tmp / "source"
     source.mkdir()
-    for name in "settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "xraycap":
+    about = "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"
+    for name in "settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", *about, "xraycap":
         subprocess.run(["cp", "-R", str(root / name), str(source)], check=True)
     (source / "dist").mkdir()
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
@@ -33,9 +34,9 @@ def outside(unpacked, *args):
 
 
 def test_contents(unpacked):
-    files = {str(p.relative_to(root)) for p in (root / "xraycap").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    files = [p for p in (root / "xraycap").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     packed = {str(p.relative_to(unpacked)) for p in (unpacked / "xraycap").rglob("*") if p.is_file()}
-    assert packed == files
+    assert packed == {str(p.relative_to(root)) for p in files}
     assert {f"xraycap/assets/attention/{n}" for n in ("config.json", "vocab.json", "model.safetensors")} <= packed
     assert {"xraycap/assets/phantom_encoder.safetensors", "xraycap/assets/chen_split.json"} <= packed
     assert {f"xraycap/assets/example/{n}" for n in ("frontal.png", "lateral.png", "study.json")} <= packed

@@ -15,30 +15,36 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from xraycap.attention import AttentionDecoder
+from xraycap.captioner import Report, overlay
 from xraycap.mesh import FINDINGS, mesh_findings
 from xraycap.phantom import phantom
-from xraycap.captioner import Report, overlay
-from xraycap.search import beam_search, greedy_search, grow
+from xraycap.search import beam_search, beam_tree, greedy_search
 from xraycap.text import EOS, Vocab
-from xraycap.widgets import (_groups, _one_side, _with_side, _without_amount, attention_explorer, attention_figure, beam_explorer, beam_figure,
-                             phantom_sliders, study_browser, study_figure)
+from xraycap.widgets import (
+    _groups, _one_side, _with_side, _without_amount, attention_explorer, attention_figure, beam_explorer, beam_figure,
+    phantom_sliders, study_browser, study_figure)
 
-rows = [(11, "The heart is large.", "Cardiomegaly.", ["Cardiomegaly/mild"]), (12, "Clear lungs.", "", ["normal"]), (13, "No effusion. Heart normal.", "", ["Nodule/lung/left"]),
-        (14, "A small effusion <b>right</b>.", "", ["Pleural Effusion/right/small", "Cardiomegaly"])]
+rows = [
+    (11, "The heart is large.", "Cardiomegaly.", ["Cardiomegaly/mild"]),
+    (12, "Clear lungs.", "", ["normal"]),
+    (13, "No effusion. Heart normal.", "", ["Nodule/lung/left"]),
+    (14, "A small effusion <b>right</b>.", "", ["Pleural Effusion/right/small", "Cardiomegaly"])]
 codes = {name: code for group in _groups.values() for name, code in group.items()}
 
 
 @pytest.fixture
 def studies():
     table = pd.DataFrame(rows, columns=["uid", "findings", "impression", "mesh"])
-    return table.assign(frontal=[f"phantom-{uid}" for uid in table.uid], lateral=[f"phantom-{uid}-lateral" for uid in table.uid])
+    frontal = [f"phantom-{uid}" for uid in table.uid]
+    return table.assign(frontal=frontal, lateral=[f"{name}-lateral" for name in frontal])
 
 
 @pytest.fixture(scope="module")
 def report():
     words = "the heart is normal in size . no pleural effusion .".split()
     views = tuple(np.random.default_rng(i).integers(0, 256, (224, 224), dtype="uint8") for i in range(2))
-    return Report(words, -5.0, np.random.default_rng(2).dirichlet(np.full(98, .2), len(words)), views, "mine", "phantom", .1)
+    attention = np.random.default_rng(2).dirichlet(np.full(98, .2), len(words))
+    return Report(words, -5.0, attention, views, "mine", "phantom", .1)
 
 
 def views(explorer):
@@ -54,19 +60,25 @@ def assert_shows(explorer, expected, tolerance=2):
         assert abs(seen - view).mean() < tolerance
 
 
+def plain(text):
+    "HTML's text as it is read."
+    return text.replace("&lt;", "<").replace("&gt;", ">")
+
+
 def test_studies_are_shown_by_the_slider(studies):
     browser = study_browser(studies)
     for place, (uid, findings, impression, mesh) in enumerate(rows, 1):
         browser.controls["study"].value = place
         assert_shows(browser, phantom(uid, mesh)[:2])
         with pytest.raises(AssertionError): assert_shows(browser, phantom(uid + 1, mesh)[:2])
-        text = re.sub("<.*?>", "", browser.words.value).replace("&lt;", "<").replace("&gt;", ">")
+        text = plain(re.sub("<.*?>", "", browser.words.value))
         assert all(part in text for part in (findings, impression, *mesh))
 
 
 @pytest.mark.parametrize("finding, words, uids", [
-    ("any", "", [11, 12, 13, 14]), ("Cardiomegaly", "", [11, 14]), ("normal", "", [12]), ("any", "EFFUSION", [13, 14]), ("any", "effusion no", [13]),
-    ("Pleural Effusion", "effusion", [14]), ("any", "13", [13]), ("any", "<b>", [14]), ("any", "cardiomegaly mild", [11])])
+    ("any", "", [11, 12, 13, 14]), ("Cardiomegaly", "", [11, 14]), ("normal", "", [12]), ("any", "EFFUSION", [13, 14]),
+    ("any", "effusion no", [13]), ("Pleural Effusion", "effusion", [14]), ("any", "13", [13]), ("any", "<b>", [14]),
+    ("any", "cardiomegaly mild", [11])])
 def test_search(studies, finding, words, uids):
     browser = study_browser(studies)
     browser.controls["study"].value = 4
@@ -75,19 +87,22 @@ def test_search(studies, finding, words, uids):
     assert slider.max == len(uids)
     for place in range(1, slider.max + 1):
         slider.value = place
-        seen += [uid for uid, findings, *_ in rows if findings.split()[-1] in re.sub("</?mark>", "", browser.words.value).replace("&lt;", "<").replace("&gt;", ">")]
+        text = plain(re.sub("</?mark>", "", browser.words.value))
+        seen += [uid for uid, findings, *_ in rows if findings.split()[-1] in text]
     assert seen == uids
     marks = set(re.findall("<mark>(.*?)</mark>", browser.words.value))
-    assert {o.lower().replace("&lt;", "<").replace("&gt;", ">") for o in marks} == (set() if words.isdigit() else set(words.lower().split()))
+    assert {plain(o.lower()) for o in marks} == (set() if words.isdigit() else set(words.lower().split()))
 
 
 def test_a_search_without_a_hit_says_so_and_recovers(studies):
     browser = study_browser(studies)
     before = browser.picture.value
     browser.controls["find"].value = "unicorn"
-    assert browser.words.value == "No study has all of that." and browser.picture.layout.display == "none" and browser.controls["study"].disabled
+    assert browser.words.value == "No study has all of that."
+    assert browser.picture.layout.display == "none" and browser.controls["study"].disabled
     browser.controls["find"].value = ""
-    assert browser.picture.value == before and browser.picture.layout.display is None and not browser.controls["study"].disabled
+    assert browser.picture.value == before
+    assert browser.picture.layout.display is None and not browser.controls["study"].disabled
 
 
 def test_a_file_that_is_gone_is_a_sentence(studies, tmp_path):
@@ -105,7 +120,8 @@ def test_real_files_are_shown_and_not_called_simulated(studies, tmp_path):
     for view in ("frontal", "lateral"): Image.fromarray(getattr(phantom(5), view)).save(tmp_path/f"{view}.png")
     studies["frontal"], studies["lateral"] = str(tmp_path/"frontal.png"), str(tmp_path/"lateral.png")
     assert_shows(study_browser(studies), phantom(5)[:2])
-    assert [text.get_text() for text in study_figure(studies.iloc[0], still=False).texts] == ["study 11, frontal", "lateral"]
+    texts = study_figure(studies.iloc[0], still=False).texts
+    assert [text.get_text() for text in texts] == ["study 11, frontal", "lateral"]
 
 
 def test_dollars_are_no_formula(studies):
@@ -130,7 +146,10 @@ def test_every_finding_has_a_slider_and_a_code_of_its_own():
 
 @pytest.mark.parametrize("name", sorted(codes))
 def test_amounts_and_sides_matter_where_they_can_be_chosen_and_only_there(name):
-    def differ(*qualifiers): return any((a.frontal != b.frontal).any() for a, b in itertools.combinations([phantom(7, [f"{codes[name]}{q}"]) for q in qualifiers], 2))
+    def differ(*qualifiers):
+        views = [phantom(7, [f"{codes[name]}{qualifier}"]).frontal for qualifier in qualifiers]
+        return any((a != b).any() for a, b in itertools.combinations(views, 2))
+
     assert differ("", "/mild", "/severe") == (name not in _without_amount)
     if name not in _with_side: return
     centre = {}
@@ -172,7 +191,10 @@ def test_a_side_can_be_chosen_where_there_is_a_finding():
 
 def test_attention_of_a_word_and_of_its_sentence(report):
     explorer, maps = attention_explorer(report), report.attention.reshape(-1, 2, 7, 7)
-    def expected(m): return [(255 * overlay(view, w)).astype("u1") for view, w in zip(report.views, m / max(m.max(), 4 / 98))]
+    def expected(m):
+        m = m / max(m.max(), 4 / 98)
+        return [(255 * overlay(view, weights)).astype("u1") for view, weights in zip(report.views, m)]
+
     for word in (0, 5, 10):
         explorer.controls["word"].value = word
         assert_shows(explorer, expected(maps[word]))
@@ -198,7 +220,8 @@ def test_words_can_be_clicked_and_slid(report):
 def test_the_attention_picture_says_word_share_and_notice(report):
     texts = [text.get_text().replace("\n", " ") for text in attention_figure(report, 1).texts]
     share = report.attention[1, :49].sum() / report.attention[1].sum()
-    assert texts == [f"frontal: {share:.0%} of the attention", f"lateral: {1 - share:.0%} of the attention", "the [heart] is normal in size .", report.notice]
+    titles = [f"frontal: {share:.0%} of the attention", f"lateral: {1 - share:.0%} of the attention"]
+    assert texts == [*titles, "the [heart] is normal in size .", report.notice]
 
 
 def test_a_report_without_attention_is_refused(report):
@@ -237,7 +260,7 @@ def test_the_beam_explorer_agrees_with_the_searches(small):
     for k in (1, 2, 4):
         explorer.controls["k"].value = k
         found, = beam_search(small.decoder, small.features[None], k=k)
-        score, logp, length, words = table(explorer)[0]
+        score, logp, _, words = table(explorer)[0]
         assert len(table(explorer)) == k and words == small.vocab.decode(found.tokens)
         assert score == pytest.approx(found.score, abs=2e-3) and logp == pytest.approx(found.logp, abs=.06)
     explorer.controls["k"].value = 1
@@ -260,13 +283,14 @@ def test_the_length_penalty_reorders_the_finished_reports(small):
 
 
 def test_the_winning_line_in_the_tree_is_the_winning_report(small):
-    done, tree = grow(small.decoder, small.features, k=4)
+    done, tree = beam_tree(small.decoder, small.features, k=4)
     for penalty in (0, 1, 2):
         best = max(done, key=lambda node: node.logp / node.step**penalty)
         said = small.vocab.decode(best.words).split() + ["END"]
         for first in (1, 4):
             ax, = beam_figure(done, tree, small.vocab, penalty, first).axes
-            bold = sorted((text.get_position()[0], text.get_text().split("\n")[0]) for text in ax.texts if text.get_weight() == "bold")
+            bold = [text for text in ax.texts if text.get_weight() == "bold"]
+            bold = sorted((text.get_position()[0], text.get_text().split("\n")[0]) for text in bold)
             assert [word for _, word in bold] == said[first - 1:first + 8]
             orange, = (lines for lines in ax.collections if tuple(lines.get_colors()[0][:3]) == to_rgb("C1"))
             assert len(orange.get_segments()) == len(bold) - (first == 1)
@@ -276,7 +300,7 @@ def test_the_window_of_words_stays_in_the_report(small):
     explorer = beam_explorer(small, "frontal.png")
     for k in (1, 3, 10):
         explorer.controls["k"].value = k
-        longest = max(node.step for node in grow(small.decoder, small.features, k)[1])
+        longest = max(node.step for node in beam_tree(small.decoder, small.features, k)[1])
         assert explorer.controls["first"].max == max(1, longest - 8) >= explorer.controls["first"].value
         explorer.controls["first"].value = explorer.controls["first"].max
 
@@ -285,7 +309,8 @@ def test_where_no_widget_lives_there_is_a_still_picture(studies):
     browser = study_browser(studies)
     data, _ = DisplayFormatter().format(browser)
     assert "application/vnd.jupyter.widget-view+json" in data
-    still, live = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), Image.open(io.BytesIO(browser.picture.value))
+    still = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    live = Image.open(io.BytesIO(browser.picture.value))
     assert still.width == live.width and still.height > live.height  # the words are in it, too
     still, live = np.asarray(still.convert("L")), np.asarray(live.convert("L"))
     assert (still[24:len(live)] == live[24:]).all() and (still[len(live):] < 100).any()

@@ -15,7 +15,8 @@ cells = ["""from xraycap import phantom_sliders
 body = phantom_sliders(11)
 body""", """import pandas as pd
 from xraycap import study_browser
-rows = [(11, 'phantom-11', 'phantom-11-lateral', 'The heart is large.', ['Cardiomegaly']), (12, 'phantom-12', 'phantom-12-lateral', 'Clear lungs.', ['normal'])]
+rows = [(11, 'phantom-11', 'phantom-11-lateral', 'The heart is large.', ['Cardiomegaly']),
+        (12, 'phantom-12', 'phantom-12-lateral', 'Clear lungs.', ['normal'])]
 study_browser(pd.DataFrame(rows, columns=['uid', 'frontal', 'lateral', 'findings', 'mesh']))""", """import torch
 from xraycap import AttentionDecoder, Captioner, Vocab, attention_explorer
 from xraycap.captioner import example_study
@@ -30,26 +31,33 @@ beam_explorer(captioner, example['frontal'], example['lateral'])"""]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "The address of a notebook with the four widgets in a JupyterLab on loopback that knows nothing of the user's settings."
-    if importlib.util.find_spec("jupyterlab") is None: pytest.skip("JupyterLab is not installed: pip install -e '.[dev]'")
+    "The address of a notebook with the widgets in a JupyterLab on loopback that knows nothing of the user's settings."
+    if importlib.util.find_spec("jupyterlab") is None:
+        pytest.skip("JupyterLab is not installed: pip install -e '.[dev]'")
     root = tmp_path_factory.mktemp("lab")
     kernel = dict(kernelspec=dict(name="python3", display_name="python3"))
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel), root/"widgets.ipynb")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel)
+    nbformat.write(notebook, root/"widgets.ipynb")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
-    own = {name: str(root/name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
-                                                     "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "XRAYCAP_HOME", "HOME")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-               f"--ServerApp.root_dir={root}", "--allow-root"]
-    quiet = root/"jupyterlab_settings_dir"/"@jupyterlab"/"apputils-extension"/"notification.jupyterlab-settings"
+    own = {name: str(root/name.lower()) for name in (
+        "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
+        "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "XRAYCAP_HOME", "HOME")}
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+        "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
+    quiet = root/"jupyterlab_settings_dir/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    with open(root/"log", "w") as log: server = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log)
+    with open(root/"log", "w") as log:
+        server = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log)
     try:
         for _ in range(240):
-            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close(); break
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close()
+                break
             except OSError:
                 assert server.poll() is None, (root/"log").read_text()
                 time.sleep(.25)
@@ -118,7 +126,7 @@ def test_the_side_waits_for_its_finding_and_is_reached_by_tab(page):
     page.keyboard.press("Tab")  # the slider's value, which can be typed
     page.keyboard.press("Tab")
     assert side.evaluate("node => node === document.activeElement")
-    for key in ("Enter", "ArrowDown", "Enter"): page.keyboard.press(key)  # JupyterLab takes the arrow for itself where no list is open
+    for key in ("Enter", "ArrowDown", "Enter"): page.keyboard.press(key)  # JupyterLab takes the arrow of a closed list
     changed(picture, right)
     assert "Pneumothorax/left" in widget.locator("code").last.inner_text()
 
@@ -154,7 +162,8 @@ def test_clicking_and_sliding_over_the_words_changes_the_attention(page):
 
 def test_beam_width_and_length_penalty_change_the_tree(page):
     widget, picture = page.locator(".jp-Cell").nth(3), page.locator(".jp-Cell").nth(3).locator("img.widget-image")
-    width, penalty = (widget.locator(".widget-hslider", has_text=name).get_by_role("slider") for name in ("Beam width k", "Length penalty"))
+    sliders = [widget.locator(".widget-hslider", has_text=name) for name in ("Beam width k", "Length penalty")]
+    width, penalty = (slider.get_by_role("slider") for slider in sliders)
     three = pixels(picture)
     width.focus()
     page.keyboard.press("ArrowRight")

@@ -1,12 +1,12 @@
-"make_example.py UID: the study that `xraycap report` describes when it is given no image, into xraycap/assets/example/."
+"make_example.py UID: the study that `xraycap report` describes without images of yours, into xraycap/assets/example/."
 import json
 import sys
 
 from PIL import Image
 
+from xraycap.files import assets
 from xraycap.phantom import study_views
 from xraycap.studies import load_studies
-from xraycap.files import assets
 
 
 def main(uid):

@@ -26,19 +26,19 @@ from .mesh import FINDINGS, mesh_findings
 from .phantom import phantom, study_views
 
 # %% ../nbs/25_widgets.ipynb #00280a69
-_wrap = widgets.Layout(flex_flow="row wrap")  # for a phone
+_wrap = widgets.Layout(flex_flow="row wrap")  # on a phone, what does not fit goes to the next line
 
 def _large(image, mode=None):
-    "A uint8 image (H,W) or (H,W,3), 400 pixels a side"
+    "A uint8 image (H, W) or (H, W, 3), enlarged to 400 pixels a side."
     image = Image.fromarray(image)
     return np.asarray((image.convert(mode) if mode else image).resize((400, 400), Image.Resampling.BICUBIC))
 
 def _views(
-    views,  # two uint8 arrays (400,400) or (400,400,3)
+    views,  # two uint8 arrays (400, 400) or (400, 400, 3)
     titles,  # a line over each
     below=0,  # room for words, pixels
 ):
-    "A figure of two views side by side"
+    "A figure of two views side by side."
     width, height = 810, 424 + below
     fig = Figure((width / 100, height / 100), dpi=100)
     for i, (view, title) in enumerate(zip(views, titles)):
@@ -48,9 +48,8 @@ def _views(
         fig.text(410 * i / width, 1 - 4 / height, title, va="top", fontsize=9)
     return fig
 
-# %% ../nbs/25_widgets.ipynb #5f8c18e9
 def _png(fig):
-    "The figure's PNG bytes, quickly: one channel for a grey picture, and little compression, since noise does not compress"
+    "The figure's PNG bytes, quickly: one channel where all is grey, and little compression, which noise resists."
     canvas, out = FigureCanvasAgg(fig), io.BytesIO()
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
@@ -60,8 +59,9 @@ def _png(fig):
 
 # %% ../nbs/25_widgets.ipynb #b487c762
 class Explorer(widgets.VBox):
-    "Controls, and a picture and words that follow them; a still picture where no kernel runs"
-    def __init__(self,
+    "Controls, and a picture and words that follow them; a still picture where no kernel runs."
+    def __init__(
+        self,
         draw,  # `draw(still)` gives the figure for the present values; `still`: with the words in it
         tell,  # `tell()` gives the words beside it as HTML
         controls: dict,  # name -> widget with a `value`; a change of any of them redraws
@@ -69,37 +69,42 @@ class Explorer(widgets.VBox):
         name: str,  # what the picture shows, for a front end that has neither widgets nor pictures
     ):
         self.draw, self.tell, self.controls, self.name = draw, tell, controls, name
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", height="auto", align_self="flex-start"))
+        layout = widgets.Layout(max_width="100%", height="auto", align_self="flex-start")
+        self.picture = widgets.Image(format="png", layout=layout)
         self.words = widgets.HTML(layout=widgets.Layout(max_width="820px"))
         super().__init__([*rows, self.picture, self.words])
         for control in controls.values(): control.observe(self.redraw, "value")
         self.redraw()
 
-    def redraw(self, change=None):
-        "Picture and words anew, from the controls' present values"
+    def redraw(
+        self,
+        change=None,  # what ipywidgets says of the change; not needed
+    ):
+        "Picture and words anew, from the controls' present values."
         try: self.picture.value, self.words.value, shown = _png(self.draw(False)), self.tell(), True
         except (FileNotFoundError, ValueError) as e: self.words.value, shown = html.escape(str(e)), False
         self.picture.layout.display = None if shown else "none"
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs) | {"text/plain": self.name}
-        if self.picture.layout.display != "none": bundle["image/png"] = base64.b64encode(_png(self.draw(True))).decode()
+        if self.picture.layout.display != "none":
+            bundle["image/png"] = base64.b64encode(_png(self.draw(True))).decode()
         return bundle
 
-# %% ../nbs/25_widgets.ipynb #6a9f8d05
+# %% ../nbs/25_widgets.ipynb #dde6c5fe
 def _simulated(study): return str(study.frontal).startswith("phantom-")
 
 def _parts(study):
-    "What was written of a study: (name, text) of each part that is not empty"
-    parts = [("Findings", study.findings), ("Impression", study.get("impression", "")), ("Codes", "; ".join(study.mesh))]
-    return [(name, text) for name, text in parts if text]
+    "What was written of a study: (name, text) of each part that is not empty."
+    parts = dict(Findings=study.findings, Impression=study.get("impression", ""), Codes="; ".join(study.mesh))
+    return [(name, text) for name, text in parts.items() if text]
 
-# %% ../nbs/25_widgets.ipynb #dde6c5fe
 def study_figure(
     study,  # a row of `load_studies`
     still: bool = True,  # report and codes below the views
 ) -> Figure:  # `savefig` writes it
-    "Both views of a study, and what was written of them. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
+    """Both views of a study, and what was written of them. Raises `FileNotFoundError` or `ValueError` for an image that
+    cannot be used."""
     lines = []
     if still:
         for name, text in _parts(study): lines += textwrap.wrap(f"{name.upper()}: {text}", 112)
@@ -107,37 +112,65 @@ def study_figure(
     titles = [f"study {study.uid}, frontal{note}", f"lateral{note}"]
     below = (17 * len(lines) + 8) * still
     fig = _views([_large(view) for view in study_views(study)], titles, below=below)
-    if still: fig.text(0, (below - 8) / (424 + below), "\n".join(lines), va="top", fontsize=9, linespacing=1.3, parse_math=False)
+    if still:
+        at = (below - 8) / (424 + below)
+        fig.text(0, at, "\n".join(lines), va="top", fontsize=9, linespacing=1.3, parse_math=False)
     return fig
+
+# %% ../nbs/25_widgets.ipynb #aac5a204
+def _findings_of(study):
+    "The findings that a study's codes name; 'normal' is one here."
+    return {"normal"} if study.mesh == ["normal"] else mesh_findings(study.mesh)
+
+def _finder(studies):
+    "A search in these studies: `find(finding, words)` gives row numbers."
+    findings = [_findings_of(study) for study in studies.itertuples()]
+    texts = [" ".join(text for _, text in _parts(study)).lower() for _, study in studies.iterrows()]
+    uids = studies.uid.astype(str).tolist()
+
+    def find(finding, words):
+        words = words.lower().split()
+        rows = [i for i, names in enumerate(findings) if finding == "any" or finding in names]
+        return [i for i in rows if [uids[i]] == words or all(word in texts[i] for word in words)]
+
+    return find
 
 # %% ../nbs/25_widgets.ipynb #081c48c0
 def _marked(text, words):
-    "`text` for HTML, with each of `words` marked"
+    "`text` for HTML, with each of `words` marked."
     pieces = re.split("(" + "|".join(map(re.escape, words)) + ")", text, flags=re.I) if words else [text]
     return "".join(f"<mark>{html.escape(o)}</mark>" if i % 2 else html.escape(o) for i, o in enumerate(pieces))
+
+# %% ../nbs/25_widgets.ipynb #1b2c4a34
+def _browser_controls(studies):
+    "The list of findings, each with its number of studies, the field for words, and the slider over what was found."
+    findings = [_findings_of(study) for study in studies.itertuples()]
+    counts = {name: sum(name in names for names in findings) for name in ("normal", *sorted(FINDINGS))}
+    options = [("any", "any")] + [(f"{name} ({n:,})", name) for name, n in counts.items() if n]
+    finding = widgets.Dropdown(options=options, description="Finding")
+    words = widgets.Text(
+        description="Find", placeholder="words of the report, or a number of a study",
+        layout=widgets.Layout(width="380px", max_width="100%"))
+    place = widgets.IntSlider(
+        1, 1, len(studies), description="Study", layout=widgets.Layout(width="100%", max_width="820px"))
+    return finding, words, place
 
 # %% ../nbs/25_widgets.ipynb #ed34c091
 def study_browser(
     studies,  # DataFrame of `load_studies`
 ) -> Explorer:  # its `controls`: `finding`, `find` and `study`, the place among those found, from 1
-    "Look through studies: a slider, a search by finding, word or number, both views, report and codes. Raises `ValueError` for another table."
-    lacking = [o for o in ("uid", "frontal", "lateral", "findings", "mesh") if o not in studies]
-    if lacking: raise ValueError(f"A study browser needs the table of load_studies, but this one has no column {lacking[0]}.")
+    """Look through studies: a slider, a search by finding, word or number, both views, report and codes. Raises
+    `ValueError` for another table."""
+    lacking = [name for name in ("uid", "frontal", "lateral", "findings", "mesh") if name not in studies]
+    if lacking:
+        raise ValueError(f"A study browser needs the table of load_studies, but this one has no column {lacking[0]}.")
     if studies.empty: raise ValueError("There is no study in this table.")
     studies = studies.reset_index(drop=True)
-    groups = [{"normal"} if mesh == ["normal"] else mesh_findings(mesh) for mesh in studies.mesh]
-    texts = [" ".join(text for _, text in _parts(study)).lower() for _, study in studies.iterrows()]
-    uids, found = studies.uid.astype(str).tolist(), []
-
-    counts = [(name, sum(name in group for group in groups)) for name in ("normal", *sorted(FINDINGS))]
-    finding = widgets.Dropdown(options=[("any", "any")] + [(f"{name} ({n:,})", name) for name, n in counts if n], description="Finding")
-    find = widgets.Text(placeholder="words of the report, or a number of a study", description="Find", layout=widgets.Layout(width="380px", max_width="100%"))
-    place = widgets.IntSlider(1, 1, len(studies), description="Study", layout=widgets.Layout(width="100%", max_width="820px"))
+    finding, words, place = _browser_controls(studies)
+    find, found = _finder(studies), []
 
     def search(change=None):
-        words, wanted = find.value.lower().split(), finding.value
-        found[:] = [i for i, text in enumerate(texts) if (wanted == "any" or wanted in groups[i])
-                    and ([uids[i]] == words or all(word in text for word in words))]
+        found[:] = find(finding.value, words.value)
         if place.value != 1: place.value = 1  # redraws
         elif change: explorer.redraw()
         place.max, place.disabled = max(len(found), 1), len(found) < 2
@@ -147,31 +180,63 @@ def study_browser(
         return studies.loc[found[place.value - 1]]
 
     def tell():
-        words = find.value.split()
-        said = "".join(f'<p style="margin: 6px 0; line-height: 1.4"><b>{name}.</b> {_marked(text, words)}</p>' for name, text in _parts(study()))
-        return f"{place.value:,} of {len(found):,}{said}"
+        text = f"{place.value:,} of {len(found):,}"
+        for name, part in _parts(study()):
+            part = _marked(part, words.value.split())
+            text += f'<p style="margin: 6px 0; line-height: 1.4"><b>{name}.</b> {part}</p>'
+        return text
 
     search()
-    for control in (finding, find): control.observe(search, "value")
-    explorer = Explorer(lambda still: study_figure(study(), still), tell, {"study": place}, [widgets.HBox([finding, find], layout=_wrap), place],
-                        "Frontal and lateral view of the study")
-    explorer.controls |= {"finding": finding, "find": find}
+    for control in (finding, words): control.observe(search, "value")
+    explorer = Explorer(
+        lambda still: study_figure(study(), still), tell, {"study": place},
+        [widgets.HBox([finding, words], layout=_wrap), place], "Frontal and lateral view of the study")
+    explorer.controls |= {"finding": finding, "find": words}
     return explorer
 
 # %% ../nbs/25_widgets.ipynb #e731e7e2
 _groups = {  # finding -> the code that names it, without amount and side
-    "Lungs": {"Opacity": "Opacity/lung", "Airspace Disease": "Airspace Disease/lung", "Atelectasis": "Pulmonary Atelectasis", "Nodule": "Nodule/lung",
-        "Granuloma": "Calcified Granuloma/lung", "Calcified Lymph Node": "Calcinosis/lung/hilum/lymph nodes", "Scar": "Cicatrix/lung",
-        "Interstitial Markings": "Markings/lung/interstitial", "Edema": "Pulmonary Edema", "Hypoinflation": "Lung/hypoinflation", "Hyperinflation": "Lung/hyperdistention"},
-    "Pleura, diaphragm": {"Pleural Effusion": "Pleural Effusion", "Blunted Costophrenic Angle": "Costophrenic Angle/blunted", "Pleural Thickening": "Thickening/pleura",
-        "Pneumothorax": "Pneumothorax", "Elevated Diaphragm": "Diaphragm/elevated", "Hiatal Hernia": "Hernia, Hiatal"},
-    "Heart and bones": {"Cardiomegaly": "Cardiomegaly", "Tortuous Aorta": "Aorta/tortuous", "Calcified Aorta": "Atherosclerosis/aorta",
-        "Spine Degeneration": "Thoracic Vertebrae/degenerative", "Scoliosis": "Scoliosis", "Kyphosis": "Kyphosis", "Fracture": "Fractures, Bone/ribs"},
-    "Devices": {"Catheter": "Catheters, Indwelling", "Pacemaker": "Implanted Medical Device", "Surgical Clips": "Surgical Instruments", "Spinal Hardware": "Spinal Fusion"}}
-_without_amount = {"Granuloma", "Calcified Lymph Node", "Blunted Costophrenic Angle", "Catheter", "Fracture", "Pacemaker", "Surgical Clips", "Pneumothorax", "Spinal Hardware"}
-_with_side = {"Opacity", "Atelectasis", "Granuloma", "Calcified Lymph Node", "Scar", "Pleural Effusion", "Blunted Costophrenic Angle", "Elevated Diaphragm",
-    "Airspace Disease", "Fracture", "Nodule", "Pleural Thickening", "Pneumothorax", "Catheter", "Scoliosis"}
-_one_side = {"Catheter", "Scoliosis"}
+    "Lungs": {
+        "Opacity": "Opacity/lung",
+        "Airspace Disease": "Airspace Disease/lung",
+        "Atelectasis": "Pulmonary Atelectasis",
+        "Nodule": "Nodule/lung",
+        "Granuloma": "Calcified Granuloma/lung",
+        "Calcified Lymph Node": "Calcinosis/lung/hilum/lymph nodes",
+        "Scar": "Cicatrix/lung",
+        "Interstitial Markings": "Markings/lung/interstitial",
+        "Edema": "Pulmonary Edema",
+        "Hypoinflation": "Lung/hypoinflation",
+        "Hyperinflation": "Lung/hyperdistention"},
+    "Pleura, diaphragm": {
+        "Pleural Effusion": "Pleural Effusion",
+        "Blunted Costophrenic Angle": "Costophrenic Angle/blunted",
+        "Pleural Thickening": "Thickening/pleura",
+        "Pneumothorax": "Pneumothorax",
+        "Elevated Diaphragm": "Diaphragm/elevated",
+        "Hiatal Hernia": "Hernia, Hiatal"},
+    "Heart and bones": {
+        "Cardiomegaly": "Cardiomegaly",
+        "Tortuous Aorta": "Aorta/tortuous",
+        "Calcified Aorta": "Atherosclerosis/aorta",
+        "Spine Degeneration": "Thoracic Vertebrae/degenerative",
+        "Scoliosis": "Scoliosis",
+        "Kyphosis": "Kyphosis",
+        "Fracture": "Fractures, Bone/ribs"},
+    "Devices": {
+        "Catheter": "Catheters, Indwelling",
+        "Pacemaker": "Implanted Medical Device",
+        "Surgical Clips": "Surgical Instruments",
+        "Spinal Hardware": "Spinal Fusion"}}
+_code_of = {name: code for group in _groups.values() for name, code in group.items()}
+_without_amount = {
+    "Granuloma", "Calcified Lymph Node", "Blunted Costophrenic Angle", "Catheter", "Fracture", "Pacemaker",
+    "Surgical Clips", "Pneumothorax", "Spinal Hardware"}
+_with_side = {
+    "Opacity", "Atelectasis", "Granuloma", "Calcified Lymph Node", "Scar", "Pleural Effusion",
+    "Blunted Costophrenic Angle", "Elevated Diaphragm", "Airspace Disease", "Fracture", "Nodule", "Pleural Thickening",
+    "Pneumothorax", "Catheter", "Scoliosis"}
+_one_side = {"Catheter", "Scoliosis"}  # right or left, but not both
 
 # %% ../nbs/25_widgets.ipynb #d5b7f348
 def phantom_figure(
@@ -179,7 +244,7 @@ def phantom_figure(
     mesh: list = (),  # MeSH codes to paint
     outline: bool = False,  # a line round the place of each finding
 ) -> Figure:  # `savefig` writes it
-    "Both views of a simulated patient"
+    "Both views of a simulated patient."
     p = phantom(uid, mesh)
     views = [_large(view, "RGB" if outline else None) for view in p[:2]]
     if outline:
@@ -190,45 +255,58 @@ def phantom_figure(
                 view[inside & ~binary_erosion(inside, iterations=2)] = 255, 140, 0
     return _views(views, [f"patient {uid}, frontal, simulated", "lateral, simulated"])
 
-# %% ../nbs/25_widgets.ipynb #da0bb3b3
+# %% ../nbs/25_widgets.ipynb #ba8e2c22
+def _finding_controls(name):
+    "The slider of a finding and, where it has sides, the list of them: the names of the controls, and the controls."
+    amount = widgets.SelectionSlider(
+        options=["none", "present"] if name in _without_amount else ["none", "mild", "present", "severe"],
+        description=name.replace("Costophrenic", "CP"), style=dict(description_width="150px"),
+        layout=widgets.Layout(width="318px"))
+    if name not in _with_side: return {name: amount}
+    side = widgets.Dropdown(
+        options=["right", "left"] + ["bilateral"] * (name not in _one_side), disabled=True,
+        layout=widgets.Layout(width="80px"))
+    amount.observe(lambda change: setattr(side, "disabled", change.new == "none"), "value")
+    return {name: amount, f"{name} side": side}
+
+def _codes(controls):
+    "The codes that the sliders stand for."
+    codes = []
+    for name, code in _code_of.items():
+        amount = controls[name].value
+        if amount == "none": continue
+        side = [controls[f"{name} side"].value] if name in _with_side else []
+        codes.append("/".join([code, *side, *[amount] * (amount != "present")]))
+    return codes
+
+# %% ../nbs/25_widgets.ipynb #55d0133d
 def phantom_sliders(
     uid: int = 11,  # study number, the seed of the body, to begin with
 ) -> Explorer:  # its `controls`: `patient`, `outline`, each finding by its name, and `<finding> side`
-    "A simulated patient with a slider for each of the 28 findings, redrawn at once"
-    patient = widgets.IntSlider(uid, 1, 3999, description="Patient", layout=widgets.Layout(flex="1 1 300px", max_width="600px"))
+    "A simulated patient with a slider for each of the 28 findings, redrawn at once."
+    layout = widgets.Layout(flex="1 1 300px", max_width="600px")
+    patient = widgets.IntSlider(uid, 1, 3999, description="Patient", layout=layout)
     outline = widgets.Checkbox(False, description="outline the findings", indent=False)
-    controls = {"patient": patient, "outline": outline}
+    controls, tabs = {"patient": patient, "outline": outline}, []
+    columns = "repeat(auto-fill, minmax(min(100%, 405px), 1fr))"
+    for names in _groups.values():
+        rows = [_finding_controls(name) for name in names]
+        for row in rows: controls |= row
+        boxes = [widgets.HBox([*row.values()]) if len(row) > 1 else row[name] for name, row in zip(names, rows)]
+        tabs.append(widgets.GridBox(boxes, layout=widgets.Layout(grid_template_columns=columns, grid_gap="0")))
 
-    def row(name):
-        amounts = ["none", "present"] if name in _without_amount else ["none", "mild", "present", "severe"]
-        amount = widgets.SelectionSlider(options=amounts, description=name.replace("Costophrenic", "CP"), style=dict(description_width="150px"), layout=widgets.Layout(width="318px"))
-        controls[name] = amount
-        if name not in _with_side: return amount
-        sides = ["right", "left"] + ["bilateral"] * (name not in _one_side)
-        side = widgets.Dropdown(options=sides, disabled=True, layout=widgets.Layout(width="80px"))
-        amount.observe(lambda change: setattr(side, "disabled", change.new == "none"), "value")
-        controls[f"{name} side"] = side
-        return widgets.HBox([amount, side])
+    def tell():
+        codes = html.escape(str(_codes(controls)), quote=False)
+        return f"<code>phantom({patient.value}, {codes})</code>"
 
-    grid = widgets.Layout(grid_template_columns="repeat(auto-fill, minmax(min(100%, 405px), 1fr))", grid_gap="0")
-    tabs = widgets.Tab([widgets.GridBox([row(name) for name in names], layout=grid) for names in _groups.values()], titles=list(_groups))
-
-    def mesh():
-        "The codes that the sliders stand for"
-        out = []
-        for name, code in (o for group in _groups.values() for o in group.items()):
-            amount = controls[name].value
-            if amount == "none": continue
-            side = [controls[f"{name} side"].value] if name in _with_side else []
-            out.append("/".join([code, *side, *[amount] * (amount != "present")]))
-        return out
-
-    return Explorer(lambda still: phantom_figure(patient.value, mesh(), outline.value), lambda: f"<code>phantom({patient.value}, {html.escape(str(mesh()), quote=False)})</code>",
-                    controls, [tabs, widgets.HBox([patient, outline], layout=_wrap)], "Frontal and lateral view of the simulated patient")
+    return Explorer(
+        lambda still: phantom_figure(patient.value, _codes(controls), outline.value), tell, controls,
+        [widgets.Tab(tabs, titles=list(_groups)), widgets.HBox([patient, outline], layout=_wrap)],
+        "Frontal and lateral view of the simulated patient")
 
 # %% ../nbs/25_widgets.ipynb #c88bae26
 def _sentence(words, word):
-    "The words of the sentence that the `word`th one belongs to: a slice, its full stop included"
+    "The words of the sentence that the `word`th one belongs to: a slice, its full stop included."
     start = max([i + 1 for i in range(word) if words[i] == "."], default=0)
     return slice(start, next((i + 1 for i in range(word, len(words)) if words[i] == "."), len(words)))
 
@@ -241,15 +319,17 @@ def attention_figure(
     "Where the model looked for one word, over both views. Raises `ValueError` for a report without attention."
     from xraycap.captioner import overlay  # here, because it loads fastai, which the other widgets can do without
 
-    if report.attention is None: raise ValueError("This report has no attention: it is from a decoder that does not look at places.")
+    if report.attention is None:
+        raise ValueError("This report has no attention: it is from a decoder that does not look at places.")
     span = _sentence(report.words, word)
     maps = (report.attention[span].mean(0) if sentence else report.attention[word]).reshape(2, 7, 7)
     shares = maps.sum((1, 2)) / maps.sum()
-    maps = maps / max(maps.max(), 4 / 98)
-    views = [_large((255 * overlay(*o)).astype("u1")) for o in zip(report.views, maps)]
-    fig = _views(views, [f"{name}: {share:.0%} of the attention" for name, share in zip(("frontal", "lateral"), shares)], below=64)
-    said = " ".join(f"[{o}]" if sentence or i == word else o for i, o in list(enumerate(report.words))[span]).replace("] [", " ")
-    fig.text(0, 56 / 488, textwrap.shorten(said, 118), va="top", fontsize=10, parse_math=False)
+    views = [overlay(view, weights) for view, weights in zip(report.views, maps / max(maps.max(), 4 / 98))]
+    titles = [f"{name}: {share:.0%} of the attention" for name, share in zip(("frontal", "lateral"), shares)]
+    fig = _views([_large((255 * view).astype("u1")) for view in views], titles, below=64)
+    words = [f"[{text}]" if sentence or i == word else text for i, text in enumerate(report.words)]
+    context = " ".join(words[span]).replace("] [", " ")
+    fig.text(0, 56 / 488, textwrap.shorten(context, 118), va="top", fontsize=10, parse_math=False)
     fig.text(0, 30 / 488, textwrap.fill(report.notice, 150), va="top", fontsize=7.5, color="dimgrey")
     return fig
 
@@ -257,77 +337,117 @@ def attention_figure(
 def attention_explorer(
     report,  # `Report` of a decoder with attention, as of `Captioner.report`
 ) -> Explorer:  # its `controls`: `word`, from 0, and `sentence`
-    "Click or slide over the words of a report and see where the model looked. Raises `ValueError` for a report without attention or words."
-    if report.attention is None: raise ValueError("This report has no attention: it is from a decoder that does not look at places.")
+    """Click or slide over the words of a report and see where the model looked. Raises `ValueError` for a report
+    without attention or words."""
+    if report.attention is None:
+        raise ValueError("This report has no attention: it is from a decoder that does not look at places.")
     if not report.words: raise ValueError("This report has no words.")
-    buttons = widgets.ToggleButtons(options=[(word, i) for i, word in enumerate(report.words)], value=0, style=dict(button_width="auto"),
-                                    layout=widgets.Layout(max_width="820px"))
-    word = widgets.IntSlider(0, 0, len(report.words) - 1, description="Word", readout=False, layout=widgets.Layout(flex="1 1 300px", max_width="600px"))
+    buttons = widgets.ToggleButtons(
+        options=[(word, i) for i, word in enumerate(report.words)], value=0, style=dict(button_width="auto"),
+        layout=widgets.Layout(max_width="820px"))
+    word = widgets.IntSlider(
+        0, 0, len(report.words) - 1, description="Word", readout=False,
+        layout=widgets.Layout(flex="1 1 300px", max_width="600px"))
     widgets.link((word, "value"), (buttons, "value"))
     sentence = widgets.Checkbox(False, description="whole sentence", indent=False)
-    return Explorer(lambda still: attention_figure(report, word.value, sentence.value), lambda: "", {"word": word, "sentence": sentence},
-                    [buttons, widgets.HBox([word, sentence], layout=_wrap)], "Where the model looked, in the frontal and the lateral view")
+    return Explorer(
+        lambda still: attention_figure(report, word.value, sentence.value), lambda: "",
+        {"word": word, "sentence": sentence}, [buttons, widgets.HBox([word, sentence], layout=_wrap)],
+        "Where the model looked, in the frontal and the lateral view")
 
 # %% ../nbs/25_widgets.ipynb #02c51884
 def _ranked(done, penalty):
-    "Finished reports, best first: (score, node)"
+    "Finished reports, best first: (score, node)."
     return sorted(((node.logp / node.step**penalty, node) for node in done), key=lambda o: -o[0])
 
 def _line(node):
-    "A node and its ancestors: a set of (step, place)"
-    out = set()
-    while node.parent: out.add((node.step, node.place)); node = node.parent
-    return out
+    "A node and its ancestors: a set of (step, place)."
+    line = set()
+    while node.parent:
+        line.add((node.step, node.place))
+        node = node.parent
+    return line
 
-# %% ../nbs/25_widgets.ipynb #7265145e
+# %% ../nbs/25_widgets.ipynb #1467e107
+def _draw_tree(
+    ax,  # x: the step, y: the place, downwards
+    tree,  # nodes
+    vocab,  # `Vocab`
+    alive,  # (step, place) of all beginnings of finished reports
+    best,  # and of the winner's
+    first,  # the first of the nine words to show
+):
+    "Words with their probabilities, and lines to their parents."
+    from xraycap.text import EOS  # here, because the chapter on text loads torch, which other widgets can do without
+
+    lines = {"lightgrey": [], "C0": [], "C1": []}  # in this order, so that the winner's line is on top
+    for step in range(first, first + 9):
+        ax.text(step, -.8, f"word {step}", ha="center", va="center", fontsize=7, color="dimgrey")
+    for node in tree:
+        at = node.step, node.place
+        if not first <= node.step < first + 9: continue
+        if node.step > 1:
+            colour = "C1" if at in best else "C0" if at in alive else "lightgrey"
+            lines[colour].append([(node.step - .61, node.parent.place), (node.step - .39, node.place)])
+        word = "END" if node.words[-1] == EOS else vocab.itos[node.words[-1]]
+        if len(word) >= 14: word = word[:10] + "..."
+        ax.text(
+            *at, f"{word}\n{np.exp(node.logp - node.parent.logp):.2f}", ha="center", va="center", fontsize=8,
+            linespacing=1.05, color="black" if at in alive else "grey", weight="bold" if at in best else "normal")
+    for colour, segments in lines.items():
+        ax.add_collection(LineCollection(segments, color=colour, lw=2.5 if colour == "C1" else 1.2), autolim=False)
+
+# %% ../nbs/25_widgets.ipynb #44e3aa58
 def beam_figure(
-    done: list,  # the finished nodes that `grow` gives
+    done: list,  # the finished nodes that `beam_tree` gives
     tree: list,  # and all the nodes
     vocab,  # `Vocab`
     penalty: float = 1.,  # length penalty: finished reports are ranked by log-probability / length**penalty
     first: int = 1,  # the first of the nine words to show, from 1
     still: bool = True,  # the finished reports below the tree
 ) -> Figure:  # `savefig` writes it
-    "Nine steps of a beam search as columns, parents joined to children, and the line of the report that wins"
-    from xraycap.text import EOS
-
+    "Nine steps of a beam search as columns, parents joined to children, and the line of the report that wins."
     ranked = _ranked(done, penalty)
-    alive, best = set().union(*map(_line, done)), _line(ranked[0][1])
     rows = max(node.place for node in tree) + 1
     top, below = 44 * rows + 26, (24 * len(done) + 32) * still
     fig = Figure((10, (top + below) / 100), dpi=100)
     ax = fig.add_axes([0, below / (top + below), 1, top / (top + below)])
     ax.set(xlim=(first - .55, first + 8.55), ylim=(rows - .5, -1.1))
     ax.set_axis_off()
-    joins = {"lightgrey": [], "C0": [], "C1": []}  # in this order, so that the winner's line is on top
-    for step in range(first, first + 9): ax.text(step, -.8, f"word {step}", ha="center", va="center", fontsize=7, color="dimgrey")
-    for node in tree:
-        if not first <= node.step < first + 9: continue
-        at = node.step, node.place
-        if node.step > 1: joins["C1" if at in best else "C0" if at in alive else "lightgrey"].append([(at[0] - .61, node.parent.place), (at[0] - .39, node.place)])
-        word = "END" if node.words[-1] == EOS else vocab.itos[node.words[-1]]
-        ax.text(*at, f'{word if len(word) < 14 else word[:10] + "..."}\n{np.exp(node.logp - node.parent.logp):.2f}', ha="center", va="center", fontsize=8,
-                linespacing=1.05, color="black" if at in alive else "grey", weight="bold" if at in best else "normal")
-    for colour, lines in joins.items(): ax.add_collection(LineCollection(lines, color=colour, lw=2.5 if colour == "C1" else 1.2), autolim=False)
+    _draw_tree(ax, tree, vocab, set().union(*map(_line, done)), _line(ranked[0][1]), first)
     if still:
-        lines = [f"finished reports by log p / length^{penalty:.1f}, k = {len(done)}"] + [
-            f'{score:8.3f}   {textwrap.shorten(vocab.decode(node.words), 130, placeholder=" ...")}' for score, node in ranked]
-        for i, line in enumerate(lines):
-            fig.text(.01, (below - 4 - 24 * i) / (top + below), line, va="top", fontsize=8, color="dimgrey" if i == 0 else "C1" if i == 1 else "black")
+        lines = [(f"finished reports by log p / length^{penalty:.1f}, k = {len(done)}", "dimgrey")]
+        for i, (score, node) in enumerate(ranked):
+            text = textwrap.shorten(vocab.decode(node.words), 130, placeholder=" ...")
+            lines.append((f"{score:8.3f}   {text}", "black" if i else "C1"))
+        for i, (line, colour) in enumerate(lines):
+            fig.text(.01, (below - 4 - 24 * i) / (top + below), line, va="top", fontsize=8, color=colour)
     return fig
 
-# %% ../nbs/25_widgets.ipynb #c1ed516c
+# %% ../nbs/25_widgets.ipynb #93e571f7
+def _reports_table(ranked, vocab):
+    "The finished reports, best first, as an HTML table."
+    style = "text-align: left; vertical-align: top; padding: 2px 10px 2px 0; line-height: 1.4"
+    def row(tag, *cells): return "<tr>" + "".join(f'<{tag} style="{style}">{o}</{tag}>' for o in cells) + "</tr>"
+
+    rows = [row("th", "score", "log&nbsp;p", "length", "finished report")]
+    for score, node in ranked:
+        text = html.escape(vocab.decode(node.words))
+        rows.append(row("td", f"{score:.3f}", f"{node.logp:.1f}", node.step, text))
+    return f"<table>{''.join(rows)}</table>"
+
 def beam_explorer(
     captioner,  # `Captioner`
     frontal,  # path, PIL image or uint8 array (H, W)
     lateral=None,  # the same; None: the frontal image is used twice
 ) -> Explorer:  # its `controls`: `k`, `penalty`, and `first`, the first word shown
-    "Turn beam width and length penalty and see the tree of the search. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
+    """Turn beam width and length penalty and see the tree of the search. Raises `FileNotFoundError` or `ValueError` for
+    an image that cannot be used."""
     from xraycap.captioner import notice  # here, because these load torch, which the other widgets can do without
-    from xraycap.search import grow
+    from xraycap.search import beam_tree
 
     _, features = captioner.encode(frontal, lateral)
-    search = lru_cache(None)(lambda k: grow(captioner.decoder, features, k))
+    search = lru_cache(None)(lambda k: beam_tree(captioner.decoder, features, k))
     last = lambda: max(1, max(node.step for node in search(k.value)[1]) - 8)
     k = widgets.IntSlider(3, 1, 10, description="Beam width k")
     penalty = widgets.FloatSlider(1, min=0, max=2, step=.1, readout_format=".1f", description="Length penalty")
@@ -336,10 +456,10 @@ def beam_explorer(
     k.observe(lambda change: setattr(first, "max", last()), "value")
 
     def tell():
-        cells = lambda tag, *row: "<tr>" + "".join(f'<{tag} style="text-align: left; vertical-align: top; padding: 2px 10px 2px 0; line-height: 1.4">{o}</{tag}>' for o in row) + "</tr>"
-        rows = [cells("td", f"{score:.3f}", f"{node.logp:.1f}", node.step, html.escape(captioner.vocab.decode(node.words)))
-                for score, node in _ranked(search(k.value)[0], penalty.value)]
-        return f'<table>{cells("th", "score", "log&nbsp;p", "length", "finished report")}{"".join(rows)}</table><p>{html.escape(notice(captioner.about["images"]))}</p>'
+        ranked = _ranked(search(k.value)[0], penalty.value)
+        return _reports_table(ranked, captioner.vocab) + f"<p>{html.escape(notice(captioner.about['images']))}</p>"
 
-    return Explorer(lambda still: beam_figure(*search(k.value), captioner.vocab, penalty.value, first.value, still), tell,
-                    {"k": k, "penalty": penalty, "first": first}, [widgets.HBox([k, penalty, first], layout=_wrap)], "The tree of the beam search")
+    return Explorer(
+        lambda still: beam_figure(*search(k.value), captioner.vocab, penalty.value, first.value, still), tell,
+        {"k": k, "penalty": penalty, "first": first}, [widgets.HBox([k, penalty, first], layout=_wrap)],
+        "The tree of the beam search")
