@@ -83,7 +83,7 @@ def refresh(path, flags):
     nb = NBProcessor(path, rm_directives=False, process=True).nb
     shell = CaptureShell(path)
     for cell in nb.cells:
-        if cell.cell_type == "code" and not skipped(cell, flags): cell.outputs = []  # it may not yield anything any more
+        if cell.cell_type == "code" and not skipped(cell, flags): cell.outputs = []  # it may yield nothing any more
     with working_directory(path.parent):
         try: shell.run_all(nb, exc_stop=True, preproc=lambda cell: skipped(cell, flags))
         except Exception: sys.exit(shell.prettytb(fname=path))
