@@ -16,16 +16,17 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid)
 from schemathesis import GenerationMode
 from typer.testing import CliRunner
 
 from xraycap import app as xapp
 from xraycap.app import FILE_LIMIT, PIXEL_LIMIT, create_app, make_server
+from xraycap.captioner import Captioner, Report, example_study
 from xraycap.cli import app as cli
 from xraycap.phantom import study_views
 from xraycap.radiographs import open_radiograph, square
-from xraycap.captioner import Captioner, Report, example_study
 
 
 class Stub:
@@ -43,7 +44,8 @@ class Stub:
         self.busy -= 1
         views = frontal, frontal if lateral is None else lateral
         words = f"frontal {views[0].mean():.0f} . lateral {views[1].mean():.0f} .".split()
-        return Report(words, -2., np.full((6, 98), 1 / 98, "float32") if self.attention else None, views, self.name, "phantom", .01)
+        attention = np.full((6, 98), 1 / 98, "float32") if self.attention else None
+        return Report(words, -2., attention, views, self.name, "phantom", .01)
 
 
 def png(value=100, size=(64, 48), mode="L"):
@@ -54,7 +56,8 @@ def png(value=100, size=(64, 48), mode="L"):
 
 def dicom(x, syntax=ExplicitVRLittleEndian, **fields):
     meta, file = FileMetaDataset(), BytesIO()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = SecondaryCaptureImageStorage, generate_uid(), syntax
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    meta.TransferSyntaxUID = syntax
     ds = FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128)
     ds.Rows, ds.Columns = x.shape
     ds.SamplesPerPixel, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 1, 16, 16, 15, 0
@@ -65,7 +68,9 @@ def dicom(x, syntax=ExplicitVRLittleEndian, **fields):
 
 
 def png_header(width, height):
-    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
             + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
 
@@ -103,7 +108,8 @@ def test_one_and_two_images_in_order(client):
 
 def test_content_counts_and_not_the_name(client):
     x = np.tile(np.arange(64, dtype=np.uint16) * 1000, (64, 1))
-    for name in "scan.dcm", "scan.png", "scan.exe", "scan": assert post(client, frontal=(dicom(x), name)).status_code == 200
+    for name in "scan.dcm", "scan.png", "scan.exe", "scan":
+        assert post(client, frontal=(dicom(x), name)).status_code == 200
     assert post(client, frontal=(png(), "scan.dcm")).status_code == 200
     jpeg = BytesIO()
     Image.new("RGB", (64, 64), "grey").save(jpeg, format="JPEG")
@@ -116,7 +122,8 @@ def test_a_negative_is_shown_as_it_is_read(client):
     for kind in "MONOCHROME2", "MONOCHROME1":
         address = post(client, frontal=(dicom(x, PhotometricInterpretation=kind), "x.dcm")).json["views"][0]
         assert address.startswith("data:image/jpeg;base64,")
-        with Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))) as picture: shown.append(np.asarray(picture).mean(0))
+        with Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))) as picture:
+            shown.append(np.asarray(picture).mean(0))
     assert shown[0][0] < 10 and shown[0][-1] > 245 and shown[1][0] > 245 and shown[1][-1] < 10
 
 
@@ -125,8 +132,10 @@ def test_the_model_in_the_package_says_the_same_here():
     there = captioner.report(example["frontal"], example["lateral"])
     client = create_app(captioner).test_client()
     files = {v: (example[v].read_bytes(), example[v].name) for v in ("frontal", "lateral")}
-    with ThreadPoolExecutor(4) as pool: answers = list(pool.map(lambda i: post(client.application.test_client(), **files).json, range(4)))
-    for here in answers: assert here["findings"] == there.findings and here["log_probability"] == round(there.logp, 4)
+    ask = lambda i: post(client.application.test_client(), **files).json
+    with ThreadPoolExecutor(4) as pool: answers = list(pool.map(ask, range(4)))
+    for here in answers:
+        assert here["findings"] == there.findings and here["log_probability"] == round(there.logp, 4)
     page = client.get("/").text
     assert captioner.about["encoder"] in page and "simulated images" in page
 
@@ -141,9 +150,12 @@ def test_a_decoder_without_attention():
 BAD = {
     "text": (b"Dear colleague", 422, "not a PNG, JPEG or DICOM"), "empty": (b"", 422, "empty"),
     "half": (png(size=(300, 300), value=9)[:-30], 422, "damaged"), "dot": (png(size=(1, 1)), 422, "1 x 1"),
-    "many pixels": (png_header(5001, 5001), 422, "5,001 x 5,001"), "a bomb": (png_header(80_000, 80_000), 422, "pixels"),
-    "gif": (b"GIF89a" + b"\0" * 500, 422, "not a PNG"), "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "not a PNG"),
-    "large": (b"\x89PNG\r\n\x1a\n" + b"\0" * FILE_LIMIT, 413, "20 MB"), "DICOM, cut": (dicom(np.zeros((64, 64), "u2"))[:400], 422, "DICOM"),
+    "many pixels": (png_header(5001, 5001), 422, "5,001 x 5,001"),
+    "a bomb": (png_header(80_000, 80_000), 422, "pixels"),
+    "gif": (b"GIF89a" + b"\0" * 500, 422, "not a PNG"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "not a PNG"),
+    "large": (b"\x89PNG\r\n\x1a\n" + b"\0" * FILE_LIMIT, 413, "20 MB"),
+    "DICOM, cut": (dicom(np.zeros((64, 64), "u2"))[:400], 422, "DICOM"),
     "DICOM, no picture": (dicom(np.zeros((64, 64), "u2"), Rows=0), 422, "without a picture"),
     "DICOM, frames": (dicom(np.zeros((64, 64), "u2"), NumberOfFrames=3), 422, "3 frames"),
     "DICOM, too large": (dicom(np.zeros((64, 64), "u2"), Rows=60_000, Columns=60_000), 422, "60,000 x 60,000"),
@@ -173,8 +185,8 @@ def test_a_deflated_dicom_is_not_inflated(client, monkeypatch, start):
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_a_run_length_dicom_is_not_unrolled(client, monkeypatch, start):
-    syntax = RLELossless.encode()
-    bomb = dicom(np.zeros((64, 64), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", syntax + b"\0" * (20 - len(syntax)))
+    syntax = RLELossless.encode().ljust(20, b"\0")
+    bomb = dicom(np.zeros((64, 64), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", syntax)
     bomb = start + bomb[len(start):]
     monkeypatch.setattr("xraycap.app.open_radiograph", lambda *a, **k: pytest.fail("opened"))
     assert "hides its size" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
@@ -194,7 +206,8 @@ def test_a_jpeg_of_endless_scans_is_not_painted(client, progressive):
     good, slow = progressive
     assert 1 < good.count(b"\xff\xda") < 20 and post(client, frontal=(good, "good.jpg")).status_code == 200
     assert "64 scans" in sentence(post(client, frontal=(slow, "slow.jpg")), 422)
-    assert post(client, frontal=(good + 1000 * b"\xff\xda", "film.jpg")).status_code == 200  # a phone puts its film behind the picture
+    film = good + 1000 * b"\xff\xda"  # a phone puts its film behind the picture
+    assert post(client, frontal=(film, "film.jpg")).status_code == 200
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
@@ -202,8 +215,10 @@ def test_scans_inside_a_dicom_are_counted(client, progressive, start):
     "Cut into fragments wherever a scan begins, too"
     for (data, refused), cut in product(zip(progressive, (False, True)), (False, True)):
         parts = data.replace(b"\xff\xda", b"\xff|CUT|\xda").split(b"|CUT|") if cut else [data + b"\0" * (len(data) % 2)]
-        file = dicom(np.zeros((256, 256), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", b"1.2.840.10008.1.2.4." + b"5")  # as long as the other and its zero
-        file = start + file[len(start):] + b"".join(b"\xfe\xff\0\xe0" + len(part).to_bytes(4, "little") + part for part in parts)
+        plain = ExplicitVRLittleEndian.encode() + b"\0"
+        file = dicom(np.zeros((256, 256), "u2")).replace(plain, b"1.2.840.10008.1.2.4.5")  # as long as the other
+        file = start + file[len(start):]
+        file += b"".join(b"\xfe\xff\0\xe0" + len(part).to_bytes(4, "little") + part for part in parts)
         said = post(client, frontal=(file, "x.dcm"))
         assert ("64 scans" in said.get_data(as_text=True)) == refused
 
@@ -215,7 +230,8 @@ def test_words_in_a_dicom_are_no_syntax(client):
     assert file.count(b"\xff\xda") > 64 and post(client, frontal=(file, "noise.dcm")).status_code == 200
 
 
-def test_pixel_limit_leaves_room_for_real_radiographs(): assert 4280 * 3520 < PIXEL_LIMIT  # 14 x 17 inches at 100 micrometres
+def test_pixel_limit_leaves_room_for_real_radiographs():
+    assert 4280 * 3520 < PIXEL_LIMIT  # 14 x 17 inches at 100 micrometres
 
 
 def test_names_are_only_names(client):
@@ -234,8 +250,9 @@ def test_forms_that_are_not_understood(client):
     assert "'frontal'" in sentence(ask(data=form(lateral=(png(), "a.png")), **multipart), 400)
     assert "file" in sentence(ask(data={"frontal": "text"}, **multipart), 400)
     sentence(ask(data=form(frontal=(png(), "a.png"), third=(png(), "c.png")), **multipart), 400)
-    assert "Two files" in sentence(ask(data={"frontal": [(BytesIO(png()), f"{i}.png") for i in range(2)]}, **multipart), 400)
-    sentence(ask(data={"frontal": [(BytesIO(png()), f"{i}.png") for i in range(40)]}, **multipart), 413)
+    several = lambda n: {"frontal": [(BytesIO(png()), f"{i}.png") for i in range(n)]}
+    assert "Two files" in sentence(ask(data=several(2), **multipart), 400)
+    sentence(ask(data=several(40), **multipart), 413)
     sentence(ask(data=form(frontal=(b"\0" * (2 * FILE_LIMIT + 2**17), "a.png")), **multipart), 413)
 
 
@@ -244,7 +261,7 @@ def test_other_addresses(client):
     sentence(client.get("/api/examples/1/frontal.png"), 404)
     wrong = client.get("/api/report")
     assert wrong.status_code == 405 and "POST" in wrong.headers["Allow"] and wrong.json.keys() == {"error"}
-    assert client.get("/nowhere").status_code == 404 and client.get("/static/../templates/index.html").status_code == 404
+    for address in "/nowhere", "/static/../templates/index.html": assert client.get(address).status_code == 404
 
 
 def test_a_mistake_of_ours_is_logged_and_not_shown(caplog):
@@ -288,7 +305,9 @@ def test_who_waits_too_long_is_told():
 def test_each_gets_the_answer_to_its_own_question():
     stub = Stub()
     app = create_app(stub, seats=40)
-    ask = lambda v: post(app.test_client(), frontal=(png(v), "a.png"), lateral=(png(255 - v), "b.png")).json["sentences"]
+    def ask(v):
+        return post(app.test_client(), frontal=(png(v), "a.png"), lateral=(png(255 - v), "b.png")).json["sentences"]
+
     with ThreadPoolExecutor(8) as pool: answers = list(pool.map(ask, range(40)))
     assert answers == [[f"Frontal {v}.", f"Lateral {255 - v}."] for v in range(40)] and stub.most == 1
 
@@ -308,27 +327,35 @@ def test_nothing_touches_the_disk(server, monkeypatch, tmp_path):
     large = dicom(noise)  # 8.8 MB, far above what Flask and waitress keep in memory of their own accord
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError): tempfile.TemporaryFile()
-    answer = requests.post(f"{server}/api/report", files={"frontal": ("a.dcm", large), "lateral": ("b.dcm", large)}, timeout=60)
+    files = {"frontal": ("a.dcm", large), "lateral": ("b.dcm", large)}
+    answer = requests.post(f"{server}/api/report", files=files, timeout=60)
     assert answer.status_code == 200 and answer.json()["views"]
 
 
 def test_the_largest_files_and_one_byte_more(server):
     grey = png(77)
     most = grey + b"\0" * (FILE_LIMIT - len(grey))  # what follows the last chunk of a PNG is not read
-    send = lambda data: requests.post(f"{server}/api/report", files={"frontal": ("a.png", data), "lateral": ("b.png", most)}, timeout=60)
+
+    def send(data):
+        files = {"frontal": ("a.png", data), "lateral": ("b.png", most)}
+        return requests.post(f"{server}/api/report", files=files, timeout=60)
+
     assert send(most).status_code == 200
     assert send(most + b"\0").status_code == 413 and "a.png" in send(most + b"\0").json()["error"]
-    assert requests.post(f"{server}/api/report", data=b"\0" * (3 * FILE_LIMIT + 1), timeout=60).status_code == 413
+    too_much = b"\0" * (3 * FILE_LIMIT + 1)
+    assert requests.post(f"{server}/api/report", data=too_much, timeout=60).status_code == 413
 
 
 def test_headers_of_every_answer(server):
-    answers = [requests.request(m, server + path, timeout=60) for m, path in
-               [("GET", "/"), ("GET", "/static/app.js"), ("GET", "/nowhere"), ("POST", "/api/report"), ("GET", "/healthz"), ("OPTIONS", "/")]]
+    asked = [("GET", "/"), ("GET", "/static/app.js"), ("GET", "/nowhere"), ("POST", "/api/report"), ("GET", "/healthz"),
+             ("OPTIONS", "/")]
+    answers = [requests.request(method, server + path, timeout=60) for method, path in asked]
     for answer in answers:
         policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
         assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
         assert policy["frame-ancestors"] == "'none'" and "unsafe" not in str(policy) and "http" not in str(policy)
-        assert answer.headers["X-Content-Type-Options"] == "nosniff" and answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert "no-store" in answer.headers["Cache-Control"] or "/static/" in answer.url
         assert "Access-Control-Allow-Origin" not in answer.headers and "Server" not in answer.headers
     page = answers[0].text
@@ -337,9 +364,12 @@ def test_headers_of_every_answer(server):
 
 def test_serve_says_what_is_wrong(server):
     port = server.rpartition(":")[2]
-    for args, words in ([["--port", port], f"port {port}"], [["--model", "nobody"], "nobody"], [["--host", "not an address", "--port", "0"], "not an address"]):
+    bad = {("--port", port): f"port {port}", ("--model", "nobody"): "nobody",
+           ("--host", "not an address", "--port", "0"): "not an address"}
+    for args, words in bad.items():
         result = CliRunner().invoke(cli, ["serve", *args])
-        assert result.exit_code == 2 and result.stdout == "" and words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+        assert result.exit_code == 2 and result.stdout == ""
+        assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
 # --- what the OpenAPI file promises

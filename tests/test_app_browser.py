@@ -150,7 +150,9 @@ def test_progress_and_stop(page):
 
 def test_on_a_telephone(browser, address):
     for scheme in "light", "dark":
-        phone = browser.new_context(viewport=dict(width=390, height=844), has_touch=True, is_mobile=True, color_scheme=scheme).new_page()
+        size = dict(width=390, height=844)
+        context = browser.new_context(viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)
+        phone = context.new_page()
         phone.set_default_timeout(90_000)
         phone.goto(address)
         wide = lambda: phone.evaluate("document.documentElement.scrollWidth")
@@ -161,19 +163,28 @@ def test_on_a_telephone(browser, address):
         last.tap()
         assert last.get_attribute("aria-pressed") == "true" and max(painted(phone, v) for v in (0, 1)) > 5
         boxes = [phone.locator("#views img").nth(v).bounding_box() for v in (0, 1)] + [last.bounding_box()]
-        for box in boxes: assert 0 <= box["x"] and box["x"] + box["width"] <= 390 and 0 <= box["y"] and box["y"] + box["height"] <= 844
+        for box in boxes:
+            assert 0 <= box["x"] and box["x"] + box["width"] <= 390
+            assert 0 <= box["y"] and box["y"] + box["height"] <= 844
         assert last.bounding_box()["height"] >= 36  # a finger's width
-        phone.context.close()
+        context.close()
 
 
 def test_text_stands_out(page):
     "Contrast of at least 4.5 to 1 between text and what is behind it (WCAG 2.1, AA), light and dark."
     contrast = """() => {
-        const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+        const linear = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+        const light = c => {
+            const [r, g, b] = c.match(/[\\d.]+/g).map(linear);
             return .2126 * r + .7152 * g + .0722 * b; };
-        const behind = n => { for (; n; n = n.parentElement) { const c = getComputedStyle(n).backgroundColor; if (!/, 0\\)$/.test(c)) return c; } };
-        return [...document.querySelectorAll('h1, h2, h3, p, button, label, summary, a, blockquote, figcaption')].filter(n => n.offsetParent && n.textContent.trim())
-            .map(n => { const [a, b] = [getComputedStyle(n).color, behind(n)].map(light).sort((x, y) => y - x); return (a + .05) / (b + .05); }); }"""
+        const behind = n => {
+            for (; n; n = n.parentElement) {
+                const c = getComputedStyle(n).backgroundColor;
+                if (!/, 0\\)$/.test(c)) return c; } };
+        const tags = 'h1, h2, h3, p, button, label, summary, a, blockquote, figcaption';
+        return [...document.querySelectorAll(tags)].filter(n => n.offsetParent && n.textContent.trim()).map(n => {
+            const [a, b] = [getComputedStyle(n).color, behind(n)].map(light).sort((x, y) => y - x);
+            return (a + .05) / (b + .05); }); }"""
     describe(page, *EXAMPLE)
     for scheme in "light", "dark":
         page.emulate_media(color_scheme=scheme)

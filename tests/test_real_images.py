@@ -1,6 +1,7 @@
 """From an archive of images to a score card, by the commands that a user types; once for each way to bring images.
 
-The archive has the real layout and the real names. Its pictures are simulated, small and few, so only the path is tested here."""
+The archive has the real layout and the real names. Its pictures are simulated, small and few, so only the path is
+tested here."""
 import csv
 import json
 import tarfile
@@ -16,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from xraycap.cli import app
-from xraycap.encoder import CheXNet
+from xraycap.encoder import ImageEncoder
 from xraycap.features import FeatureStore
 from xraycap.phantom import phantom
 from xraycap.radiographs import open_radiograph, square
@@ -89,8 +90,8 @@ def bring_csv(tmp_path, studies, pictures, monkeypatch):
         table = csv.writer(f)
         table.writerow(["frontal", "lateral", "findings"])
         for o in studies.itertuples():
-            frontal, lateral = (next((f"{i}.png" for i, v in zip(o.images, o.views) if v == view), "") for view in ("frontal", "lateral"))
-            table.writerow([frontal, lateral, o.findings])
+            first = {view: f"{image}.png" for image, view in reversed([*zip(o.images, o.views)])}
+            table.writerow([first.get("frontal", ""), first.get("lateral", ""), o.findings])
     return path, "clinic/data.csv", "the images of clinic/data.csv"
 
 
@@ -101,7 +102,8 @@ def test_from_images_to_a_score_card(tmp_path, studies, pictures, monkeypatch, c
     model = tmp_path / "model"
 
     load_studies(images)
-    gaps = "openi: 13 of 3,337 studies have findings and an image here; 26 of 6,473 images are here; the first that is missing is CXR"
+    gaps = ("openi: 13 of 3,337 studies have findings and an image here; 26 of 6,473 images are here; "
+            "the first that is missing is CXR")
     assert capsys.readouterr().out.startswith(gaps) if images == "openi" else capsys.readouterr().out == ""
 
     trained = run("train", "--images", images, "--encoder", "phantom", "--out", model, "--epochs", 1)
@@ -121,8 +123,8 @@ def test_from_images_to_a_score_card(tmp_path, studies, pictures, monkeypatch, c
     assert len(store) >= len(used) == sum(SIZES.values()) and all(u in store for u in used.uid)
     for _, study in used.iloc[[0, -1]].iterrows():  # the features are those of the files, frontal first
         views = np.stack([square(open_radiograph(o)) for o in (study.frontal, study.lateral)])
-        with torch.inference_mode(): want = CheXNet("phantom").spatial(torch.from_numpy(views)).flatten(0, 1).numpy()
-        np.testing.assert_allclose(store[study.uid].astype("float32"), want, atol=.02)
+        with torch.inference_mode(): want = ImageEncoder("phantom").spatial(torch.from_numpy(views)).flatten(0, 1)
+        np.testing.assert_allclose(store[study.uid].astype("float32"), want.numpy(), atol=.02)
 
     made = json.loads(run("report", study.frontal, "--model", model, "--out", tmp_path, "--json").stdout)
     assert made["images"] == name and made["notice"].endswith("Its encoder has only seen simulated images.")
@@ -133,8 +135,8 @@ def test_an_encoder_is_chosen_for_the_images(tmp_path, studies, pictures, monkey
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
     images, *_ = bring_csv(tmp_path, studies, pictures, monkeypatch)
     def wanted(weights): raise ValueError(f"wanted: {weights}")
-    monkeypatch.setattr("xraycap.encoder.CheXNet", wanted)
-    monkeypatch.setattr("xraycap.results.CheXNet", wanted)
+    monkeypatch.setattr("xraycap.encoder.ImageEncoder", wanted)
+    monkeypatch.setattr("xraycap.training.ImageEncoder", wanted)
     for source, weights in {str(images): "xrv-nih", "phantom": "phantom"}.items():
         for command in (["train", "--out", str(tmp_path / "model")], ["features"]):
             result = CliRunner().invoke(app, [*command, "--images", source])
@@ -146,10 +148,11 @@ def test_an_encoder_from_a_file(tmp_path, studies, pictures, monkeypatch):
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    torch.save(CheXNet(None).state_dict(), "weights.pt")
+    torch.save(ImageEncoder(None).state_dict(), "weights.pt")
     images, name, _ = bring_csv(tmp_path, studies, pictures, monkeypatch)
     run("train", "--images", images, "--encoder", "weights.pt", "--decoder", "lstm", "--epochs", 1)
-    assert json.loads((tmp_path / "models" / "lstm" / "config.json").read_text())["encoder"] == str(tmp_path / "weights.pt")
+    config = json.loads((tmp_path / "models" / "lstm" / "config.json").read_text())
+    assert config["encoder"] == str(tmp_path / "weights.pt")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     card = json.loads(run("evaluate", "--model", tmp_path / "models" / "lstm", "--images", images, "--json").stdout)
@@ -159,7 +162,10 @@ def test_an_encoder_from_a_file(tmp_path, studies, pictures, monkeypatch):
 def test_an_encoder_that_is_not_there(tmp_path, studies, pictures, monkeypatch):
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
     images, *_ = bring_csv(tmp_path, studies, pictures, monkeypatch)
-    for encoder, says in dict(nonsense="no weights' name", chexnet="no weights' name").items() | {("chexnet-torch", "xraycap download weights")}:
-        result = CliRunner().invoke(app, ["train", "--images", str(images), "--encoder", encoder, "--out", str(tmp_path / "model")])
+    no_name = "no weights' name"
+    wrong = {"nonsense": no_name, "chexnet": no_name, "chexnet-torch": "xraycap download weights"}
+    for encoder, says in wrong.items():
+        args = ["train", "--images", images, "--encoder", encoder, "--out", tmp_path / "model"]
+        result = CliRunner().invoke(app, [*map(str, args)])
         assert result.exit_code == 2 and says in result.stderr and not (tmp_path / "model").exists()
         assert len(result.stderr.strip().splitlines()) == 1

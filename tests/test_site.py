@@ -1,4 +1,4 @@
-"The site, built from the notebooks as they are, without running them: links, pictures, formulas, API, search, phone and dark."
+"The site, built from the notebooks as they are, without running them: links, pictures, formulas, API, search, phone."
 import ast
 import os
 import re
@@ -34,22 +34,52 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(built):
     "{page's name: its soup}"
-    return {str(p.relative_to(built[0])): BeautifulSoup(p.read_text(), "html.parser") for p in sorted(built[0].rglob("*.html"))}
+    files = sorted(built[0].rglob("*.html"))
+    return {str(p.relative_to(built[0])): BeautifulSoup(p.read_text(), "html.parser") for p in files}
 
 
 def notebooks(): return sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
+
+
+def chapters():
+    "All but the home page, appendices included."
+    return [name for name in notebooks() if name != "index.ipynb"]
+
+
+def sidebar():
+    "{section: the notebooks that it lists}, and the route's numbers"
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+    sections = config["website"]["sidebar"]["contents"]
+    return {s["section"]: s["contents"] for s in sections if "section" in s}, config["route"].split()
 
 
 def test_no_warning(built): assert built[1].strip() == ""
 
 
 def test_every_notebook_is_a_page_in_the_sidebar(pages):
-    sections = yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]
-    listed = [o for s in sections for o in (s["contents"] if isinstance(s.get("contents"), list) else [s.get("href")]) if o and o.endswith(".ipynb")]
-    assert sorted(listed) == notebooks()
-    learn = next(s["contents"] for s in sections if s.get("section") == "Learn")
-    assert learn == sorted(learn)
+    sections, _ = sidebar()
+    assert list(sections) == ["The data", "Numbers", "Models", "Scores", "Use", "Appendices", "API"]
+    assert sections.pop("API") == "api"
+    assert sum(sections.values(), []) == chapters()  # the numbered ones in order, then the appendices
+    assert all(name.startswith("a") for name in sections["Appendices"])
     for name in notebooks(): assert name.replace(".ipynb", ".html") in pages
+
+
+def test_the_sidebar_numbers_the_chapters_and_marks_a_route(pages):
+    _, route = sidebar()
+    assert len(route) == 12 and {name[:2] for name in chapters()} >= set(route)
+    for page in "index.html", "12_search.html", "a1_files.html", "api/search.html":
+        bar = pages[page].select_one("#quarto-sidebar")
+        entries = {os.path.basename(a["href"]): a.get_text().strip() for a in bar.select("a.sidebar-link[href]")}
+        for name in chapters():
+            text = entries[name.replace(".ipynb", ".html")]
+            assert text.startswith(f"{name[:2].upper()}\u2002") and text.endswith("◆") == (name[:2] in route), text
+        meaning = bar.select_one(".quarto-sidebar-header a")
+        assert "◆" in meaning.parent.text and "own route" in meaning.text
+        assert meaning["href"].endswith("index.html#two-routes-through-the-book")
+    for name in chapters():
+        said = pages[name.replace(".ipynb", ".html")].main.select_one(".route")
+        assert bool(said) == (name[:2] in route), name
 
 
 def broken(page, soup, pages, folder):
@@ -61,9 +91,11 @@ def broken(page, soup, pages, folder):
             parts = urlsplit(url)
             if url.startswith(f"{REPO}/blob/main/"):  # a file of this repository, and a line that it has
                 file = ROOT / parts.path.split("/blob/main/")[1]
-                if not file.exists() or (parts.fragment and int(parts.fragment[1:]) > len(file.read_text().splitlines())): yield url
+                lines = file.read_text().splitlines() if file.exists() else []
+                if not lines or (parts.fragment and int(parts.fragment[1:]) > len(lines)): yield url
             if parts.scheme or parts.netloc: continue
-            target = os.path.normpath(folder / Path(page).parent / unquote(parts.path)) if parts.path else str(folder / page)
+            there = Path(page).parent / unquote(parts.path) if parts.path else page
+            target = os.path.normpath(folder / there)
             if os.path.isdir(target): target += "/index.html"
             if not os.path.exists(target): yield url
             elif parts.fragment and target.endswith(".html"):
@@ -77,8 +109,8 @@ def test_links_and_anchors_resolve(built, pages):
 
 
 def test_the_link_checker_sees_a_broken_link(built, pages):
-    soup = BeautifulSoup('<a href="no.html">a</a> <a href="index.html#no">b</a> <a href="#no">c</a> <a href="index.html">d</a>'
-                         f' <a href="{REPO}/blob/main/no.py">e</a>', "html.parser")
+    addresses = "no.html", "index.html#no", "#no", "index.html", f"{REPO}/blob/main/no.py"
+    soup = BeautifulSoup("".join(f'<a href="{address}">a</a>' for address in addresses), "html.parser")
     assert len(list(broken("index.html", soup, pages | {"index.html": soup}, built[0]))) == 4
 
 
@@ -98,7 +130,8 @@ def test_each_picture_has_an_alternative_text(pages):
     for name in notebooks():
         for i, cell in enumerate(nbformat.read(ROOT / "nbs" / name, as_version=4).cells):
             if any(kind.startswith("image/") for o in cell.get("outputs", []) for kind in o.get("data", {})):
-                assert re.search(r'^#\| *fig-alt: *"?.{20}', cell.source, re.M), f"{name}, cell {i}: a picture without '#| fig-alt:'"
+                told = re.search(r'^#\| *fig-alt: *"?.{20}', cell.source, re.M)
+                assert told, f"{name}, cell {i}: a picture without '#| fig-alt:'"
     for page, soup in pages.items():
         for img in soup.select("main img"): assert len(img.get("alt", "")) > 20, (page, img.get("src"))
 
@@ -110,9 +143,9 @@ def test_formulas_are_mathml(pages):
 
 
 def test_nothing_of_the_notebook_machinery_is_left(pages):
+    machinery = "#|", "show_doc(", "nbdev_export(", "@fig-", "/content ]", "<Figure size", "Traceback", "\x1b", ":::"
     for page, soup in pages.items():
-        text = soup.main.text
-        for left in "#|", "show_doc(", "nbdev_export(", "@fig-", "/content ]", "<Figure size", "Traceback", "\x1b": assert left not in text, (page, left)
+        for left in machinery: assert left not in soup.main.text, (page, left)
         for pre in soup.select(".cell-output pre"): assert "%|" not in pre.text, (page, "a progress bar", pre.text[:80])
 
 
@@ -124,30 +157,35 @@ def test_each_page_leads_on(pages):
 
 
 def test_chapters_open_in_colab(pages):
-    for name in notebooks():
-        if name[0].isdigit():
-            assert pages[name.replace(".ipynb", ".html")].select_one(".colab")["href"] == REPO.replace(
-                "github.com", "colab.research.google.com/github") + f"/blob/main/nbs/{name}"
-            first = [c.source for c in nbformat.read(ROOT / "nbs" / name, as_version=4).cells[:4]]
-            assert any("[ -e /content ] && pip install" in c and "#| eval: false" in c for c in first), name
+    colab = REPO.replace("github.com", "colab.research.google.com/github")
+    for name in chapters():
+        badge, = pages[name.replace(".ipynb", ".html")].main.select("a[href*='colab.research']")  # once
+        assert badge["class"] == ["colab"] and badge["href"] == f"{colab}/blob/main/nbs/{name}"
+        code = [c.source for c in nbformat.read(ROOT / "nbs" / name, as_version=4).cells if c.cell_type == "code"]
+        assert "[ -e /content ] && pip install" in code[0] and "#| eval: false" in code[0], name
 
 
 def test_the_api_has_each_public_name(pages):
     examples = 0
-    for file in (ROOT / "xraycap").glob("[a-z]*.py"):
-        body, soup = ast.parse(file.read_text()).body, pages[f"api/{file.stem}.html"]
-        public = next(ast.literal_eval(o.value) for o in body if isinstance(o, ast.Assign) and o.targets[0].id == "__all__")
+    for file in (ROOT / "xraycap").rglob("[a-z]*.py"):
+        path = file.relative_to(ROOT / "xraycap")
+        module = ".".join(path.with_suffix("").parts)
+        body, soup = ast.parse(file.read_text()).body, pages[f"api/{module}.html"]
+        assert "Written in the chapter" in soup.main.text, module
+        public = next(ast.literal_eval(o.value) for o in body if ast.unparse(o).startswith("__all__ ="))
         for name in public:
             heading = soup.find(id=name)
             assert heading, (file, name)
             entry = heading if heading.name == "section" else heading.parent
             if any(isinstance(o, (ast.FunctionDef, ast.ClassDef)) and o.name == name for o in body):
                 assert name in entry.select_one("pre").text, (file, name)
-                assert entry.select_one(".source-link")["href"].startswith(f"{REPO}/blob/main/xraycap/{file.name}#L"), (file, name)
+                source = entry.select_one(".source-link")["href"]
+                assert source.startswith(f"{REPO}/blob/main/xraycap/{path.as_posix()}#L"), (file, name)
             examples += "Example" in entry.text
     assert examples > 100
     text = pages["api/search.html"].find(id="beam_search").text
-    for said in "k: int = 3", "hypotheses kept for each study", "Returns", "The beam width k is", "Example": assert said in text, said
+    for said in "k: int = 3", "hypotheses kept for each study", "Returns", "The beam width k is", "Example":
+        assert said in text, said
 
 
 def test_home(pages):
@@ -171,23 +209,28 @@ def test_every_page_fits_a_phone(built, pages, browser):
     for name in pages:
         page.goto((built[0] / name).as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") == 390, name
-        assert page.evaluate("[...document.querySelectorAll('main img')].every(i => i.getBoundingClientRect().right <= 391)"), name
+        inside = "[...document.querySelectorAll('main img')].every(i => i.getBoundingClientRect().right <= 391)"
+        assert page.evaluate(inside), name
     assert not bad, bad
 
 
 def test_search_works_from_a_file(built, browser):
     page, bad = visit(browser, (built[0] / "api/text.html").as_uri(), viewport={"width": 1280, "height": 900})
-    for words, href in ("beam_search", "api/search.html#beam_search"), ("pointing game", "11_attention.html#the-pointing-game"):
+    places = {"beam_search": "api/search.html#beam_search", "the route": "index.html#two-routes-through-the-book"}
+    for words, href in places.items():
         page.fill("#quarto-search input", words)
         page.wait_for_selector(f".search-result[href$='{href}']")
+    first = page.locator(".search-result").first.get_attribute("href")
     page.press("#quarto-search input", "ArrowDown")
     page.press("#quarto-search input", "Enter")
-    page.wait_for_url("**/11_attention.html*")
+    page.wait_for_url(f"**/{first.rpartition('/')[2]}")
     assert not bad, bad
 
 
 def test_dark_mode_follows_the_system_and_the_button(built, browser):
-    def dark(page): return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 80)")
+    def dark(page):
+        return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 80)")
+
     url = (built[0] / "index.html").as_uri()
     assert not dark(visit(browser, url, color_scheme="light")[0])
     page, bad = visit(browser, url, color_scheme="dark")
