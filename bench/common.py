@@ -1,4 +1,4 @@
-"What the parts of the benchmark share: rounds in which rivals take turns, and the two kinds of rows (described in `bench.__main__`)."
+"What the parts of the benchmark share: rounds in which rivals take turns, rows of two kinds (see `bench.__main__`)."
 import warnings
 from importlib import import_module
 from time import process_time
@@ -53,8 +53,9 @@ def row(
     "A comparison, as a row of the results."
     best, sign = (max, 1) if "/s" in unit else (min, -1)
     ours, theirs = np.atleast_1d(ours).tolist(), np.atleast_1d(theirs).tolist()
-    return dict(name=name, unit=unit, ours=best(ours), ours_median=float(np.median(ours)), peer=peer, theirs=best(theirs),
-                theirs_median=float(np.median(theirs)), ratio=(best(ours) / best(theirs)) ** sign, wanted=wanted)
+    return dict(name=name, unit=unit, ours=best(ours), ours_median=float(np.median(ours)), peer=peer,
+                theirs=best(theirs), theirs_median=float(np.median(theirs)),
+                ratio=(best(ours) / best(theirs)) ** sign, wanted=wanted)
 
 
 def growth(
@@ -65,4 +66,5 @@ def growth(
 ):
     "How a cost grows with a size, as a row of the results; the order is the slope between the logarithms."
     sizes, best = list(costs), [float(min(c)) for c in costs.values()]
-    return dict(name=name, unit=unit, size=size, sizes=sizes, costs=best, order=float(np.polyfit(np.log(sizes), np.log(best), 1)[0]))
+    slope = float(np.polyfit(np.log(sizes), np.log(best), 1)[0])
+    return dict(name=name, unit=unit, size=size, sizes=sizes, costs=best, order=slope)

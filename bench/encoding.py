@@ -67,13 +67,14 @@ def measure(_):
             def one_by_one():
                 for image in encoder.prepare(x): model.features(image[None]).relu()
 
-            seconds = rounds({"product": lambda: [multiply() for _ in range(10)], "fused": lambda: fast(x), "xrv": one_by_one,
+            seconds = rounds({"product": lambda: [multiply() for _ in range(10)],
+                              "fused": lambda: fast(x), "xrv": one_by_one,
                               "files": lambda: store_features(studies, encoder, folder / str(next(number))),
                               "loop": lambda: plain_loop(model, studies, folder / "features.npy")}, 5)
     finally: shutil.rmtree(folder)
+    speed, rate = rates(seconds["fused"], n * GFLOP), {name: rates(seconds[name], n) for name in seconds}
     return [
-        row("network", "GFLOP/s", rates(seconds["fused"], n * GFLOP), "the same rounds' product", rates(seconds["product"], 10 * gflop), .85),
-        row("network", "images/s", rates(seconds["fused"], n), "torchxrayvision's network", rates(seconds["xrv"], n)),
-        row("PNG files to stored features", "images/s", rates(seconds["files"], n), "torchxrayvision's plain loop", rates(seconds["loop"], n), 1.3),
-        row("difference of features", "of largest", difference.item(), "goal", 1e-3, 1),
-    ]
+        row("network", "GFLOP/s", speed, "the same rounds' product", rates(seconds["product"], 10 * gflop), 0.85),
+        row("network", "images/s", rate["fused"], "torchxrayvision's network", rate["xrv"]),
+        row("PNG files to stored features", "images/s", rate["files"], "torchxrayvision's loop", rate["loop"], 1.3),
+        row("difference of features", "of largest", difference.item(), "goal", 1e-3, 1)]

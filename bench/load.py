@@ -1,10 +1,12 @@
-"""xraycap serve under load, on loopback: `python bench/load.py` (100 requests, 8 at a time; Linux, for the memory of a process).
+"""xraycap serve under load, on loopback: `python bench/load.py` (100 requests, 8 at a time; Linux, for the memory).
 
-A request is the two views of the example study, as PNG. In five rounds, 8 requests one at a time and 20 requests 8 at a time, where a
-client sends its next request when it has its answer; in turns, because a machine's speed changes with what else it does. With 8 in the house and one model, a request waits for the 7 before it, so its whole time is about 8 times that of a
-report (Little's law). What load must not do is make the reports themselves dearer; so what is compared with a single request is the
-time that a report takes from when its turn comes (`seconds` of the answer), and the time of the whole run divided by its requests.
-Ends with 1 when a request fails, memory grows by more than 5 %, or either is more than 1.5 times the time of a single request."""
+A request is the two views of the example study, as PNG. In five rounds, 8 requests one at a time and 20 requests 8 at a
+time, where a client sends its next request when it has its answer; in turns, because a machine's speed changes with
+what else it does. With 8 in the house and one model, a request waits for the 7 before it, so its whole time is about 8
+times that of a report (Little's law). What load must not do is make the reports themselves dearer; so what is compared
+with a single request is the time that a report takes from when its turn comes (`seconds` of the answer), and the time
+of the whole run divided by its requests. Ends with 1 when a request fails, memory grows by more than 5 %, or either is
+more than 1.5 times the time of a single request."""
 import subprocess
 import sys
 import time
@@ -23,11 +25,16 @@ files = {view: study[view].read_bytes() for view in ("frontal", "lateral")}
 
 def ask(url):
     began = time.perf_counter()
-    answer = requests.post(f"{url}/api/report", files={view: (f"{view}.png", data) for view, data in files.items()}, timeout=120)
-    return answer.status_code, time.perf_counter() - began, answer.json().get("seconds", 0), answer.json().get("findings")
+    images = {view: (f"{view}.png", data) for view, data in files.items()}
+    answer = requests.post(f"{url}/api/report", files=images, timeout=120)
+    report = answer.json()
+    return answer.status_code, time.perf_counter() - began, report.get("seconds", 0), report.get("findings")
 
 
-def memory(pid): return int(next(l for l in Path(f"/proc/{pid}/status").read_text().splitlines() if l.startswith("VmRSS")).split()[1]) / 1024
+def memory(pid):
+    "Resident MiB of a process."
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 def run(url, requests, at_once):
@@ -36,7 +43,8 @@ def run(url, requests, at_once):
     return answers, (time.perf_counter() - began) / requests
 
 
-server = subprocess.Popen([sys.executable, "-m", "xraycap.cli", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True)
+command = [sys.executable, "-m", "xraycap.cli", "serve", "--port", "0"]
+server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 try:
     url = server.stdout.readline().strip()
     run(url, 2 * AT_ONCE, AT_ONCE)  # libraries take their buffers at the first reports
@@ -56,7 +64,8 @@ whole, turn = median(t for _, t, _, _ in answers), median(s for _, _, s, _ in an
 each = sum(times) / ROUNDS
 failed, texts, growth = sum(a[0] != 200 for a in answers), {a[3] for a in answers + alone}, after / before - 1
 print(f"alone          median {single:.3f} s a request, of which the report took {median(a[2] for a in alone):.3f} s")
-print(f"{AT_ONCE} at a time    {REQUESTS} requests, {failed} failed, {len(texts)} different answers; median {whole:.3f} s with waiting ({whole / single:.1f} times alone)")
+print(f"{AT_ONCE} at a time    {REQUESTS} requests, {failed} failed, {len(texts)} different answers; "
+      f"median {whole:.3f} s with waiting ({whole / single:.1f} times alone)")
 print(f"               the report, once its turn has come: median {turn:.3f} s ({turn / single:.2f} times alone)")
 print(f"               run divided by requests: {each:.3f} s ({each / single:.2f} times alone)")
 print(f"memory         {before:.0f} MB before, {after:.0f} MB after ({growth:+.1%})")

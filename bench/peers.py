@@ -1,5 +1,6 @@
-"""What others run, written plainly: the loops that the case study and Show, Attend and Tell describe, and a GPT-2 that Hugging Face
-generates with. The loops search on any decoder of the book, or on a published one, so what they say can be compared with ours."""
+"""What others run, written plainly: the loops that the case study and Show, Attend and Tell describe, and a GPT-2 that
+Hugging Face generates with. The loops search on any decoder of the book, or on a published one, so that what they say
+can be compared with ours."""
 import torch
 from torch import nn
 
@@ -12,8 +13,10 @@ class CaseStudy(nn.Module):
 
     def __init__(self, vocab_size, size=512):
         super().__init__()
-        self.encode, self.U, self.W, self.v = nn.Linear(1024, size), nn.Linear(size, size), nn.Linear(size, size), nn.Linear(size, 1)
-        self.embedding, self.cell, self.output = nn.Embedding(vocab_size, 300), nn.GRUCell(size + 300, size), nn.Linear(size, vocab_size)
+        self.encode, self.v = nn.Linear(1024, size), nn.Linear(size, 1)
+        self.U, self.W = nn.Linear(size, size), nn.Linear(size, size)
+        self.embedding, self.cell = nn.Embedding(vocab_size, 300), nn.GRUCell(size + 300, size)
+        self.output = nn.Linear(size, vocab_size)
 
     def start(self, features):
         places = torch.relu(self.encode(features))
@@ -27,13 +30,14 @@ class CaseStudy(nn.Module):
 
 
 class ShowAttendTell(nn.Module):
-    "Show, Attend and Tell (Xu et al. 2015) with the sizes of its usual implementation: 512 each; it attends to the features themselves."
+    "Show, Attend and Tell (Xu et al. 2015) with its usual sizes, 512 each; it attends to the features themselves."
 
     def __init__(self, vocab_size, size=512, places=1024):
         super().__init__()
         self.U, self.W, self.v = nn.Linear(places, size), nn.Linear(size, size), nn.Linear(size, 1)
         self.h, self.c, self.gate = nn.Linear(places, size), nn.Linear(places, size), nn.Linear(size, places)
-        self.embedding, self.cell, self.output = nn.Embedding(vocab_size, size), nn.LSTMCell(size + places, size), nn.Linear(size, vocab_size)
+        self.embedding, self.cell = nn.Embedding(vocab_size, size), nn.LSTMCell(size + places, size)
+        self.output = nn.Linear(size, vocab_size)
 
     def start(self, features):
         mean = features.mean(1)
@@ -114,6 +118,6 @@ def gpt2_search(
     max_len=60,
 ):  # (B, max_len) words
     "Hugging Face's own beam search, with its cache of keys and values; no report ends before `max_len`."
-    words = model.generate(torch.full((len(places), 1), SOS), encoder_hidden_states=places, num_beams=k, do_sample=False,
-                           max_new_tokens=max_len, min_new_tokens=max_len, use_cache=True)
+    words = model.generate(torch.full((len(places), 1), SOS), encoder_hidden_states=places, num_beams=k,
+                           do_sample=False, max_new_tokens=max_len, min_new_tokens=max_len, use_cache=True)
     return words[:, 1:]

@@ -32,8 +32,9 @@ def of_encoder(compiler):
     last, x_last = (o.to(memory_format=torch.channels_last) for o in (copy.deepcopy(encoder), x))
     yield compared("encoder", "images/s", 8, lambda: encoder(x), "channels_last", lambda: last(x_last))
     if not compiler: return
-    compiled = torch.compile(copy.deepcopy(encoder))
-    yield compared("encoder", "images/s", 8, lambda: encoder(x), "torch.compile", lambda: compiled(x))
+    for name, options in (("torch.compile", {}), ("torch.compile, freezing", {"freezing": True})):
+        compiled = torch.compile(copy.deepcopy(encoder), options=options)
+        yield compared("encoder", "images/s", 8, lambda: encoder(x), name, lambda: compiled(x))
 
 
 def of_decoder(compiler):

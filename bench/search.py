@@ -28,8 +28,8 @@ def random_features(n):
 
 
 def report_flop(d, k=K, length=LENGTH):
-    """What one report costs by the decoder's equations, the places projected once: two operations for each weight and row;
-    add, tanh, multiply, add for each number scored."""
+    """What one report costs by the decoder's equations, the places projected once: two operations for each weight and
+    row; add, tanh, multiply, add for each number scored."""
     hidden, size, words = d.state_gates.in_features, d.attention.W.out_features, d.embedding.embedding_dim
     once = 98 * 2 * hidden * (1024 + size) + 2 * hidden * hidden  # annotations, keys, first state
     gates = 2 * 3 * hidden * (words + 2 * hidden)

@@ -22,10 +22,13 @@ print(json.dumps(times))
 
 
 def measure(limit):
-    said = [json.loads(subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTS], check=True, capture_output=True).stdout) for _ in range(3)]
-    fastai, xraycap, everything = ([times[to] - times[since] for times in said] for since, to in ((0, 1), (1, 2), (1, 3)))
-    help = rounds({"help": lambda: subprocess.run([Path(sys.executable).with_name("xraycap"), "--help"], check=True, capture_output=True)},
-                  3, warm=False, clock=perf_counter)["help"]
+    def output(*command): return subprocess.run(command, check=True, capture_output=True).stdout
+
+    runs = [json.loads(output(sys.executable, "-W", "ignore", "-c", IMPORTS)) for _ in range(3)]
+    spans = (0, 1), (1, 2), (1, 3)
+    fastai, xraycap, everything = ([times[to] - times[since] for times in runs] for since, to in spans)
+    command = Path(sys.executable).with_name("xraycap")
+    help = rounds({"help": lambda: output(command, "--help")}, 3, warm=False, clock=perf_counter)["help"]
     return [row("import xraycap, after fastai.vision.all", "s", xraycap, "goal", .3, 1),
             row("import xraycap and every name of it", "s", everything, "import fastai.vision.all", fastai),
             row("xraycap --help", "s", help, "goal", 1, 1)]

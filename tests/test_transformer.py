@@ -4,9 +4,11 @@ import pytest
 import torch
 from fastai.torch_core import set_seed
 from torch import nn
+
 from xraycap import models, training
+from xraycap.attention import marked_studies
+from xraycap.fast import beam_search, greedy_search
 from xraycap.lstm import masked_loss
-from xraycap.search import beam_search, greedy_search
 from xraycap.text import EOS, PAD, SOS, Vocab
 from xraycap.transformer import DecoderLayer, MultiHead, TransformerDecoder, dot_attention, positions
 
@@ -43,8 +45,10 @@ def test_one_head_is_the_formula():
 
 def test_dot_attention_is_pytorchs():
     torch.manual_seed(0)
-    Q, K, values, mask = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 3), torch.ones(5, 7, dtype=torch.bool).tril(2)
-    torch.testing.assert_close(dot_attention(Q, K, values, mask)[0], nn.functional.scaled_dot_product_attention(Q, K, values, mask))
+    Q, K, values = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 3)
+    mask = torch.ones(5, 7, dtype=torch.bool).tril(2)
+    expected = nn.functional.scaled_dot_product_attention(Q, K, values, mask)
+    torch.testing.assert_close(dot_attention(Q, K, values, mask)[0], expected)
 
 
 def copy_heads(ours, theirs):
@@ -56,7 +60,8 @@ def copy_heads(ours, theirs):
 def pytorchs(ours):
     "PyTorch's own layer with the numbers of `ours`."
     hidden = ours.norm_words.weight.shape[0]
-    theirs = nn.TransformerDecoderLayer(hidden, ours.words.heads, dim_feedforward=hidden, dropout=0., norm_first=True, batch_first=True).eval()
+    theirs = nn.TransformerDecoderLayer(hidden, ours.words.heads, dim_feedforward=hidden, dropout=0.0, norm_first=True,
+                                        batch_first=True).eval()
     copy_heads(ours.words, theirs.self_attn)
     copy_heads(ours.places, theirs.multihead_attn)
     for a, b in [(ours.think[0], theirs.linear1), (ours.think[2], theirs.linear2), (ours.norm_words, theirs.norm1),
@@ -67,7 +72,7 @@ def pytorchs(ours):
 def test_a_layer_is_pytorchs_layer():
     torch.manual_seed(0)
     layer = DecoderLayer(32, heads=4, dropout=.5).eval()
-    for norm in (layer.norm_words, layer.norm_places, layer.norm_think):  # as if trained: each with a scale and a shift of its own
+    for norm in (layer.norm_words, layer.norm_places, layer.norm_think):  # as if trained
         nn.init.normal_(norm.weight, 1, .3)
         nn.init.normal_(norm.bias, 0, .3)
     x, y, mask = torch.randn(2, 6, 32), torch.randn(2, 98, 32), torch.ones(6, 6, dtype=torch.bool).tril()
@@ -79,12 +84,14 @@ def test_a_layer_is_pytorchs_layer():
 def test_the_decoder_is_pytorchs_layers_between_embedding_and_output(decoder):
     features, tokens = random_case()
     places = torch.relu(decoder.encode(features))
-    places = (places.unflatten(1, (2, 7, 7)) + decoder.view[:, None, None] + decoder.row[:, None] + decoder.column).flatten(1, 3)
+    position = decoder.view[:, None, None] + decoder.row[:, None] + decoder.column
+    places = (places.unflatten(1, (2, 7, 7)) + position).flatten(1, 3)
     t, i = np.arange(6)[:, None], np.arange(16)
     angle = t / 10000 ** (2 * i / 32)
     where = torch.tensor(np.concatenate([np.sin(angle), np.cos(angle)], 1), dtype=torch.float32)
     x = decoder.project(decoder.embedding(tokens)) * 32 ** .5 + where
-    for layer in decoder.layers: x = pytorchs(layer)(x, places, tgt_mask=nn.Transformer.generate_square_subsequent_mask(6), tgt_is_causal=True)
+    mask = nn.Transformer.generate_square_subsequent_mask(6)
+    for layer in decoder.layers: x = pytorchs(layer)(x, places, tgt_mask=mask, tgt_is_causal=True)
     torch.testing.assert_close(decoder(features, tokens), decoder.output(decoder.norm(x)), atol=1e-4, rtol=1e-4)
 
 
@@ -159,7 +166,8 @@ def test_attention_shown_is_the_last_layers_mean_over_heads(decoder):
 def test_a_beam_of_one_is_greedy_search(decoder):
     for p in decoder.parameters(): p.data.mul_(1.5)  # probabilities far from even
     features = torch.rand(6, 98, 1024)
-    for x, one, greedy in zip(features, beam_search(decoder, features, k=1, max_len=15), greedy_search(decoder, features, max_len=15)):
+    beams, likeliest = beam_search(decoder, features, k=1, max_len=15), greedy_search(decoder, features, max_len=15)
+    for x, one, greedy in zip(features, beams, likeliest):
         assert one.tokens == greedy.tokens == beam_search(decoder, x[None], k=1, max_len=15)[0].tokens
         np.testing.assert_allclose(one.attention, greedy.attention, atol=1e-5)
         assert one.logp == pytest.approx(greedy.logp, abs=1e-4)
@@ -172,7 +180,8 @@ def test_a_beams_score_is_that_of_its_words(decoder):
         predicted = [*found.tokens, EOS][:12]
         logits = decoder(x[None], torch.tensor([[SOS, *predicted[:-1]]]))[0].detach()
         logits[:, [PAD, SOS, 3]] = -torch.inf
-        assert found.logp == pytest.approx(logits.log_softmax(-1)[range(len(predicted)), predicted].sum().item(), abs=1e-4)
+        logp = logits.log_softmax(-1)[range(len(predicted)), predicted].sum().item()
+        assert found.logp == pytest.approx(logp, abs=1e-4)
 
 
 def test_reports_may_be_longer_than_those_it_learnt_from(decoder):
@@ -218,21 +227,25 @@ def test_a_model_comes_back_from_its_folder(tmp_path, monkeypatch):
     decoder = TransformerDecoder(len(vocab), hidden=32, heads=4, layers=3).eval()
     models.save_model(tmp_path / "model", decoder, vocab, dict(encoder="phantom", images="phantom", split="chen"))
     again, words, config = models.load_model(tmp_path / "model")
-    assert type(again) is TransformerDecoder and words.itos == vocab.itos and config["decoder"] == "transformer" and not again.training
+    assert type(again) is TransformerDecoder and words.itos == vocab.itos
+    assert config["decoder"] == "transformer" and not again.training
     assert again.config == decoder.config
     x = torch.rand(2, 98, 1024), torch.tensor([[SOS, 5, 6], [SOS, 7, 4]])
     torch.testing.assert_close(again(*x), decoder(*x), atol=.02, rtol=.02)
     store = {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in range(5)}
-    assert models.generate(again, words, store, list(store), bs=5) == models.generate(again, words, store, list(store), bs=2)
+    five, two = (models.generate(again, words, store, list(store), bs=bs) for bs in (5, 2))
+    assert five == two
 
 
 def test_it_can_start_from_the_encoders_findings():
     torch.manual_seed(0)
-    decoder, head, x = TransformerDecoder(V), nn.Linear(2048, 28), np.random.default_rng(0).random((8, 98, 1024)).astype("float32")
+    decoder, head = TransformerDecoder(V), nn.Linear(2048, 28)
+    x = np.random.default_rng(0).random((8, 98, 1024)).astype("float32")
     training.start_from_findings(decoder, head, x)
     memory, _ = decoder.start(torch.tensor(x))
     assert [m.shape for m in memory] == [(8, 8, 98, 64)] * 2
-    for rows, places, weight in ((slice(0, 28), slice(0, 49), head.weight[:, :1024]), (slice(28, 56), slice(49, 98), head.weight[:, 1024:])):
+    frontal, lateral = head.weight.split(1024, 1)
+    for rows, places, weight in ((slice(0, 28), slice(0, 49), frontal), (slice(28, 56), slice(49, 98), lateral)):
         evidence = torch.tensor(x[:, places]) @ weight.T  # m p n
         first = decoder.encode(torch.tensor(x))[:, places, rows]
         expected = (evidence - evidence.mean((0, 1))) / evidence.std((0, 1)) + .5
@@ -245,27 +258,24 @@ def test_shipped_size():
 
 
 def test_it_learns_to_look_at_the_mark():
-    """One of 98 places is marked; the word to say is the mark's kind. Attention must find the place without being told.
+    """One of 98 places is marked; the report says its kind. Attention must find the place without being told.
 
-    One layer, so that the weights shown are all there are: with two, the first may find the mark and the last need not look again."""
+    One layer, so that the weights shown are all there are: with two, the first may find the mark, and the last need not
+    look again."""
     set_seed(0)
-    rng = np.random.default_rng(0)
-    place, kind = rng.integers(0, 98, 256), rng.integers(0, 4, 256)
-    features = torch.tensor(rng.random((256, 98, 1024)), dtype=torch.float32)
-    for i in range(256): features[i, place[i], [*range(64), *range(64 + 64 * kind[i], 128 + 64 * kind[i])]] += 4.
-    words = torch.tensor(kind + 4)
-    tokens_in = torch.stack([torch.full_like(words, SOS), words], 1)
-    targets = torch.stack([words, torch.full_like(words, EOS)], 1)
-    decoder = TransformerDecoder(8, hidden=64, heads=4, layers=1, dropout=0.)
+    features, texts, place = marked_studies(256, seed=0)
+    vocab = Vocab.from_texts(texts)
+    tokens = torch.tensor([vocab.encode(text) for text in texts])
+    decoder = TransformerDecoder(len(vocab), hidden=64, heads=4, layers=1, dropout=0.0)
     optimizer = torch.optim.Adam(decoder.parameters(), 2e-3)
     for step in range(100):
         batch = torch.arange(64) + 64 * (step % 3)
-        loss = masked_loss(decoder(features[batch], tokens_in[batch]), targets[batch])
+        loss = masked_loss(decoder(features[batch], tokens[batch, :-1]), tokens[batch, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     decoder.eval()
     memory, state = decoder.start(features[192:])
-    logits, _, weights = decoder.step(tokens_in[192:, 0], state, memory)
-    assert (logits.argmax(1) == words[192:]).float().mean() > .9
-    assert (weights.argmax(1) == torch.tensor(place[192:])).float().mean() > .9
+    logits, _, weights = decoder.step(tokens[192:, 0], state, memory)
+    assert (logits.argmax(1) == tokens[192:, 1]).float().mean() > 0.9
+    assert (weights.argmax(1) == torch.tensor(place[192:])).float().mean() > 0.9

@@ -119,11 +119,9 @@ class AttentionDecoder(nn.Module):
         self,
         features,  # (B, 98, 1024) float32
         tokens,  # (B, T) int: SOS, then the true words
-        looks=False,  # both; until all callers use `forward_with_attention`
     ):  # logits (B, T, V) of each next word
         "Teacher forcing, for the loss."
-        both = self.forward_with_attention(features, tokens)
-        return both if looks else both[0]
+        return self.forward_with_attention(features, tokens)[0]
 
 # %% ../nbs/11_attention.ipynb #d42586e2
 def marked_studies(

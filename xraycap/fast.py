@@ -118,7 +118,6 @@ class FastAttentionDecoder(AttentionDecoder):
             states.append(h := gru_step(from_context(contexts[-1]), from_state(h), h))
         return self._logits(torch.stack(states, 1), torch.stack(contexts, 1), word), torch.stack(attention, 1)
 
-# %% ../nbs/14_fast.ipynb #f00d0116
 def fast_decoder(
     decoder: nn.Module,  # any decoder of this book; it stays as it is
 ) -> nn.Module:  # its fast twin, which shares the weights; or itself where there is none
@@ -148,7 +147,7 @@ def _take(
     return tuple(x.index_select(0, rows.to(x.device)) for x in tensors)
 
 def _read_back(
-    steps,  # of each step: row (B,) of each study; word, parent, logp (rows, w); attention (rows, w, 98) of parents or None
+    steps,  # of each: row (B,) of a study; word, parent, logp (rows, w); the parents' attention (rows, w, 98) or None
     step: int,  # where the hypothesis ended
     place: int,  # its place in the beam there
     study: int,  # its number in the batch
@@ -206,7 +205,6 @@ def beam_search(
         steps = [(*s, None if looked is None else looked.cpu().numpy()) for *s, looked in steps]
     return [_read_back(steps, *end[b].tolist(), b) for b in range(B)]
 
-# %% ../nbs/14_fast.ipynb #f00d0123
 def greedy_search(
     model: nn.Module,  # a decoder: `start(features)` and `step(tokens, state, memory)`
     features,  # (B, 98, 1024), or (B, 2048) for a decoder with `pooled`
@@ -215,13 +213,12 @@ def greedy_search(
     "What `xraycap.search.greedy_search` finds, for all studies at once."
     return beam_search(model, features, 1, max_len)
 
-# %% ../nbs/14_fast.ipynb #f00d0129
+# %% ../nbs/14_fast.ipynb #a10ac731
 def _scale_shift(norm):
     "The constants of a batch norm in evaluation mode, which is a * x + b: a and b, each (C,)"
     a = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
     return a, norm.bias.detach() - a * norm.running_mean
 
-# %% ../nbs/14_fast.ipynb #a10ac731
 def _folded(conv, norm):
     "Weight and bias of the convolution that does `conv`, then `norm`."
     a, b = _scale_shift(norm)
@@ -229,7 +226,7 @@ def _folded(conv, norm):
 
 # %% ../nbs/14_fast.ipynb #de14e57f
 def _clamped(norm, conv):
-    "(low, high), weight, bias: conv(relu(norm(x))) is the convolution of x.clamp(low, high) by this weight (1 by 1) and bias."
+    "(low, high), weight, bias: conv(relu(norm(x))) is the 1 by 1 convolution of x.clamp(low, high) by weight and bias."
     a, b = _scale_shift(norm)
     weight, dead = conv.weight.detach(), a.abs() < 1e-20  # a dead channel gives relu(b) everywhere
     bound, inf = torch.where(dead, 0, -b / a), torch.full_like(a, torch.inf)
@@ -312,5 +309,5 @@ class _Fused(ImageEncoder):
 def fused(
     encoder: ImageEncoder,  # in evaluation mode; it stays as it is
 ) -> ImageEncoder:  # for uint8 (B, H, W) only, and without gradients
-    "The same function, faster: has `.spatial`, `.pooled` and `.digest()`. Its features differ from the encoder's by rounding."
+    "The same function with the same methods, faster. Its features differ from the encoder's by rounding."
     return _Fused(encoder)

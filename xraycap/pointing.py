@@ -16,7 +16,7 @@ def mask_places(
 ) -> np.ndarray:  # (98,) bool: 49 places of the frontal view, then 49 of the lateral
     "The places that a finding touches."
     side = len(masks[0]) // 7
-    return np.stack(masks).reshape(2, 7, side, 7, side).any((2, 4)).reshape(98)  # view row y column x -> view row column
+    return np.stack(masks).reshape(2, 7, side, 7, side).any((2, 4)).flatten()  # view row y column x -> view row column
 
 # %% ../nbs/ab_pointing.ipynb #ebcebdae
 def pointing_game(

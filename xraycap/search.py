@@ -36,7 +36,7 @@ def searching(
     model,  # a decoder
     max_len: int,  # most words of a report
 ):
-    "Evaluation mode without gradients; the model's mode is put back at the end. Raises `ValueError` for `max_len` below 1."
+    "Evaluation mode, no gradients; the model's mode is put back. Raises `ValueError` for `max_len` below 1."
     if max_len < 1: raise ValueError(f"max_len is {max_len}, but a report needs room for at least one word.")
     training = model.training
     model.eval()
@@ -126,9 +126,6 @@ def beam_tree(
             if all(ended): return done, tree
             live = [node for node, end in zip(nodes, ended) if not end]
             state = tuple(s[[i for (_, i, _), end in zip(best, ended) if not end]] for s in state)
-
-# %% ../nbs/12_search.ipynb #b2999999
-grow = beam_tree  # until all callers use its new name
 
 # %% ../nbs/12_search.ipynb #630fe7c7
 def beam_search(

@@ -7,8 +7,10 @@ __all__ = ['dot_attention', 'MultiHead', 'DecoderLayer', 'positions', 'Transform
 
 # %% ../nbs/13_transformer.ipynb #5c0db068
 from math import log, sqrt
+
 import torch
 from torch import nn
+
 from .lstm import frozen_embedding
 
 # %% ../nbs/13_transformer.ipynb #f8aef922
@@ -118,7 +120,8 @@ class TransformerDecoder(nn.Module):
     ):
         super().__init__()
         if hidden % heads: raise ValueError(f"{heads} heads cannot share a vector of {hidden} numbers evenly.")
-        self.config = dict(vocab_size=vocab_size, embedding_size=embedding_size, hidden=hidden, layers=layers, heads=heads, dropout=dropout)
+        self.config = dict(vocab_size=vocab_size, embedding_size=embedding_size, hidden=hidden, layers=layers,
+                           heads=heads, dropout=dropout)
         self.embedding = frozen_embedding(vocab_size, embedding_size, embedding)
         self.project = nn.Linear(embedding_size, hidden)
         self.drop = nn.Dropout(dropout)
@@ -131,7 +134,7 @@ class TransformerDecoder(nn.Module):
     def start(
         self,
         features,  # (B, 98, 1024) float32
-    ):  # memory: for each layer keys and values of the places (B, heads, 98, 2 * hidden / heads); state: the same of no words
+    ):  # memory: each layer's keys, values of the places (B, heads, 98, 2 * hidden / heads); state: those of no words
         "What is known before the first word."
         where = (self.view[:, None, None] + self.row[:, None] + self.column).flatten(0, 2)  # view row column h -> 98 h
         places = self.drop(torch.relu(self.encode(features))) + where
@@ -152,7 +155,8 @@ class TransformerDecoder(nn.Module):
         for layer, past, places in zip(self.layers, state, memory):
             x, past, weights = layer(x, past, places, mask)
             longer.append(past)
-        return self.output(self.norm(x)), tuple(longer), weights.mean(1).view(*tokens.shape, -1)  # b h (k t) p -> (b k) t p
+        attention = weights.mean(1).view(*tokens.shape, -1)  # b h (k t) p -> (b k) t p
+        return self.output(self.norm(x)), tuple(longer), attention
 
     def step(
         self,
@@ -178,8 +182,6 @@ class TransformerDecoder(nn.Module):
         self,
         features,  # (B, 98, 1024) float32
         tokens,  # (B, T) int: SOS, then the true words
-        looks=False,  # both; until all callers use `forward_with_attention`
     ):  # logits (B, T, V) of each next word
         "Teacher forcing, for the loss."
-        both = self.forward_with_attention(features, tokens)
-        return both if looks else both[0]
+        return self.forward_with_attention(features, tokens)[0]
