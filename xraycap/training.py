@@ -194,8 +194,8 @@ class PointAtFindings(Callback):
             self.known[sentence] = [name in found for name in self.findings]
         return self.known[sentence]
 
-# %% ../nbs/19_training.ipynb #fa418f23
-_shown_in_all = 200_000  # studies; the models had stopped to improve by then
+# %% ../nbs/19_training.ipynb #acd99837
+_shown_in_all = 200_000  # studies; by then the validation loss is level
 
 def _callbacks(encoder, store, train, model, vocab):
     "Only one encoder knows findings: start the decoder from them, and return the callback that teaches pointing."
