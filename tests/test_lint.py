@@ -111,7 +111,7 @@ def test_order(breaches, code):
 
 
 def test_order_through_appendices(breaches):
-    a1, a2 = "nbs/a1_files.ipynb", "nbs/a2_views.ipynb"
+    a1, a2 = "nbs/a_files.ipynb", "nbs/a2_views.ipynb"
     appendices = {a1: module("files", "#| export\nfrom xraycap.body import views"),
                   a2: module("body.views", "#| export\nfrom xraycap.text import clean")}
     use = "# code\nfrom xraycap.files import cache_dir"
@@ -125,7 +125,7 @@ def test_order_through_appendices(breaches):
 
 
 def test_no_circle(breaches):
-    a1, a2 = "nbs/a1_files.ipynb", "nbs/a2_views.ipynb"
+    a1, a2 = "nbs/a_files.ipynb", "nbs/a2_views.ipynb"
     found, = breaches(lint.order, **{a1: module("files", "#| export\nfrom xraycap.views import x"),
                                      a2: module("views", "#| export\nfrom xraycap.files import x")})
     assert "imports in a circle" in found
@@ -152,11 +152,11 @@ RIGHT = [*TOP, *an_exercise(1), *an_exercise(2), *an_exercise(3)]
 
 
 def test_chapters(breaches):
-    right = {"nbs/00_a.ipynb": RIGHT, "nbs/a1_b.ipynb": TOP[:2], "nbs/index.ipynb": ["A"]}
+    right = {"nbs/00_a.ipynb": RIGHT, "nbs/a_b.ipynb": TOP[:2], "nbs/index.ipynb": ["A"]}
     assert breaches(lint.chapters, **right) == []
-    assert len(breaches(lint.chapters, **{"nbs/00_a.ipynb": ["A"], "nbs/a1_b.ipynb": ["A"]})) == 4
-    found = breaches(lint.chapters, **{"nbs/a1_b.ipynb": RIGHT[:-5]})
-    assert found == ["nbs/a1_b.ipynb: exercises [1, 2], not [1, 2, 3]"]
+    assert len(breaches(lint.chapters, **{"nbs/00_a.ipynb": ["A"], "nbs/a_b.ipynb": ["A"]})) == 4
+    found = breaches(lint.chapters, **{"nbs/a_b.ipynb": RIGHT[:-5]})
+    assert found == ["nbs/a_b.ipynb: exercises [1, 2], not [1, 2, 3]"]
 
 
 @pytest.mark.parametrize("i, old, new, wrong", [

@@ -61,19 +61,20 @@ def test_every_notebook_is_a_page_in_the_sidebar(pages):
     assert list(sections) == ["The data", "Numbers", "Models", "Scores", "Use", "Appendices", "API"]
     assert sections.pop("API") == "api"
     assert sum(sections.values(), []) == chapters()  # the numbered ones in order, then the appendices
-    assert all(name.startswith("a") for name in sections["Appendices"])
+    assert all(re.match("[a-z]_", name) for name in sections["Appendices"])
     for name in notebooks(): assert name.replace(".ipynb", ".html") in pages
 
 
 def test_the_sidebar_numbers_the_chapters_and_marks_a_route(pages):
     _, route = sidebar()
     assert len(route) == 12 and {name[:2] for name in chapters()} >= set(route)
-    for page in "index.html", "12_search.html", "a1_files.html", "api/search.html":
+    for page in "index.html", "12_search.html", "a_files.html", "api/search.html":
         bar = pages[page].select_one("#quarto-sidebar")
         entries = {os.path.basename(a["href"]): a.get_text().strip() for a in bar.select("a.sidebar-link[href]")}
         for name in chapters():
             text = entries[name.replace(".ipynb", ".html")]
-            assert text.startswith(f"{name[:2].upper()}\u2002") and text.endswith("◆") == (name[:2] in route), text
+            number = name.partition("_")[0].upper()
+            assert text.startswith(f"{number}\u2002") and text.endswith("◆") == (name[:2] in route), text
         meaning = bar.select_one(".quarto-sidebar-header a")
         assert "◆" in meaning.parent.text and "own route" in meaning.text
         assert meaning["href"].endswith("index.html#two-routes-through-the-book")

@@ -33,7 +33,7 @@ class Cell:
 
 
 class Notebook:
-    "A main chapter (12_search.ipynb), an appendix (a1_files.ipynb), or the home page."
+    "A main chapter (12_search.ipynb), an appendix (a_files.ipynb), or the home page."
     def __init__(self, path):
         self.path, self.name = path, path.name
         self.cells = [Cell(i, cell["cell_type"], "".join(cell["source"]))
@@ -42,7 +42,7 @@ class Notebook:
         self.texts = [cell for cell in self.cells if cell.kind == "markdown"]
         exports = re.search(r"^#\| *default_exp (\S+)", "\n".join(cell.source for cell in self.code), re.M)
         self.module = exports and exports[1]
-        self.main, self.appendix = path.name[0].isdigit(), bool(re.match(r"a\w_", path.name))
+        self.main, self.appendix = path.name[0].isdigit(), bool(re.match(r"[a-z]_", path.name))
 
 
 class Book:
