@@ -111,7 +111,7 @@ def test_order(breaches, code):
 
 
 def test_order_through_appendices(breaches):
-    a1, a2 = "nbs/a_files.ipynb", "nbs/a2_views.ipynb"
+    a1, a2 = "nbs/a_files.ipynb", "nbs/b_views.ipynb"
     appendices = {a1: module("files", "#| export\nfrom xraycap.body import views"),
                   a2: module("body.views", "#| export\nfrom xraycap.text import clean")}
     use = "# code\nfrom xraycap.files import cache_dir"
@@ -125,7 +125,7 @@ def test_order_through_appendices(breaches):
 
 
 def test_no_circle(breaches):
-    a1, a2 = "nbs/a_files.ipynb", "nbs/a2_views.ipynb"
+    a1, a2 = "nbs/a_files.ipynb", "nbs/b_views.ipynb"
     found, = breaches(lint.order, **{a1: module("files", "#| export\nfrom xraycap.views import x"),
                                      a2: module("views", "#| export\nfrom xraycap.files import x")})
     assert "imports in a circle" in found
