@@ -122,8 +122,9 @@ def test_label_card_where_little_is_known():
     nobody = label_card(wanted * False == 1, ["clear ."] * len(wanted), wanted * 1.)
     assert nobody["auroc"] == {} and nobody["auroc_mean"] is None
     assert nobody["finding_f1_micro"] == nobody["finding_f1_macro"] == nobody["finding_f1_constant"] == 0
-    all_right = label_f1(wanted, wanted)
-    assert all_right == (1, 1)
+    assert label_f1(wanted, wanted) == (1, 1)
+    nothing = label_card(wanted[[]], ["clear ."] * len(wanted), wanted * 1.)  # labels that name no finding of ours
+    assert nothing["auroc"] == {} and nothing["finding_f1_micro"] == nothing["finding_f1_constant"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -137,14 +137,14 @@ def label_f1(
     said: pd.DataFrame,  # bool, of the same shape: what the reports say
 ) -> tuple:  # (micro, macro), each from 0 to 1; macro is the mean over findings that any study has
     "The F1 of findings that are given as truth values."
-    both, total = (wanted.values & said.values).sum(0), wanted.values.sum(0) + said.values.sum(0)
-    occurring = wanted.values.any(0)
+    wanted, said = wanted.to_numpy(bool), said.to_numpy(bool)
+    both, total, occurring = (wanted & said).sum(0), wanted.sum(0) + said.sum(0), wanted.any(0)
     each = 2 * both[occurring] / total[occurring]
     return 2 * both.sum() / max(total.sum(), 1), each.mean() if len(each) else 0.
 
 def _constant_f1(wanted):
     "Micro-F1 of the best constant set. The best set of m findings is that of the m most frequent ones."
-    frequent = np.sort(wanted.values.sum(0))[::-1]
+    frequent = np.sort(wanted.to_numpy(bool).sum(0))[::-1]
     said = len(wanted) * np.arange(1, len(frequent) + 1)
     return (2 * frequent.cumsum() / (frequent.sum() + said)).max(initial=0)
 
