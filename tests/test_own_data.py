@@ -1,4 +1,5 @@
-"Studies of one's own: a CSV or R2Gen's annotation.json becomes the collection's table, or one sentence says why not."
+"""Studies of one's own: a CSV or R2Gen's annotation.json becomes the collection's table, or one sentence says why not.
+(test_tables has the many forms of such a file, test_labels labels in the place of reports.)"""
 import json
 import os
 
@@ -66,10 +67,19 @@ def test_csv_as_different_programs_write_it(tmp_path, text):
     assert studies.findings.tolist() == ["Clear."] and grey(studies.loc[0]) == [10, 20]
 
 
-def test_no_lateral_column_and_lateral_only(tmp_path):
+def test_no_lateral_column(tmp_path):
     assert grey(load_studies(clinic(tmp_path, "frontal,findings\na.png,Clear.\n")).loc[0]) == [10, 10]
-    studies = load_studies(clinic(tmp_path, "frontal,lateral,findings\n,b.png,Clear.\n"))
-    assert grey(studies.loc[0]) == [20, 20] and studies.views[0] == ["lateral"]
+
+
+def test_a_lateral_image_alone_is_left_out_and_counted(tmp_path, capsys):
+    studies = load_studies(clinic(tmp_path, "frontal,lateral,findings\n,b.png,A.\na.png,,B.\n"))
+    assert studies.findings.tolist() == ["B."]
+    assert capsys.readouterr().out == ("clinic/data.csv: 1 of 2 studies have findings and an image here; 2 of 2 images "
+                                       "are here; left out for want of a frontal image: 1.\n")
+    with pytest.raises(FileNotFoundError, match="no study with findings and an image; left out for want"):
+        load_studies(clinic(tmp_path, "frontal,lateral,findings\n,b.png,A.\n"))
+    views = load_studies(clinic(tmp_path, "image_path,findings,view\na.png,A.,Lateral\nb.png,B.,pa\n"))
+    assert views.findings.tolist() == ["B."] and views["view"].tolist() == ["PA"]
 
 
 def test_own_numbers_and_own_split(tmp_path):
@@ -154,9 +164,9 @@ def test_missing_images_are_said(tmp_path, capsys):
     rows = ["a.png,b.png,A.", "b.png,gone.png,B.", "lost.png,deep/c.jpg,C.", "no.png,,D.", "deep/c.jpg,a.png,  "]
     text = "\n".join(["frontal,lateral,findings", *rows])
     studies = load_studies(clinic(tmp_path, text))
-    assert [grey(o) for _, o in studies.iterrows()] == [[10, 20], [20, 20], [30, 30]]
+    assert [grey(o) for _, o in studies.iterrows()] == [[10, 20], [20, 20]]  # a lateral image is no frontal one
     said = capsys.readouterr().out
-    assert said == ("clinic/data.csv: 3 of 5 studies have findings and an image here; 6 of 9 images are here; "
+    assert said == ("clinic/data.csv: 2 of 5 studies have findings and an image here; 6 of 9 images are here; "
                     "the first that is missing is gone.png.\n")
 
 
@@ -179,7 +189,7 @@ HEAD = "frontal,lateral,findings\n"
 
 @pytest.mark.parametrize("text,says", [
     ("", "must begin with a line that names its columns"), ("a,b,c\n1,2,3\n", "must begin with a line"),
-    ("frontal;lateral;findings\na.png;b.png;Clear.\n", "with commas between"),
+    ("frontal;Befund\na.png;Clear.\n", "with commas between"),
     (HEAD, "names no study"), (HEAD + "a.png,,Clear, dry.\n", "line 2: there are not as many fields"),
     (HEAD + "a.png,,A.\nb.png\n", "line 3: there are not as many"),
     (HEAD + 'a.png,,"A."B\n', "line 2: this is not CSV"),
@@ -188,9 +198,11 @@ HEAD = "frontal,lateral,findings\n"
     (HEAD + "a.png,,A.\na.png,,B.\n", "line 3: .* line 2 already"),
     ("uid,frontal,findings\n1,a.png,A.\n1,b.png,B.\n", "line 3: the uid stands in line 2 already"),
     ("uid,frontal,findings\n1,a.png,A.\n,b.png,B.\n", "line 3: the uid '' is not a whole number"),
-    ("uid,frontal,findings\n1.2.840.113,a.png,A.\n", "'1.2.840.113' is not a whole number"),
-    ("frontal,findings,split\na.png,A.,train\nb.png,B.,dev\n",
-     "line 3: the split 'dev' is none of train, val and test"),
+    ("uid,frontal,findings\ns1,a.png,A.\ns1,b.png,B.\n", "line 3: the uid stands in line 2 already"),
+    ("frontal,findings,Findings\na.png,A.,B.\n", "names the column findings twice"),
+    ("frontal;findings\na.png;A.;B.\n", "line 2: there are not as many .* text that has semicolons"),
+    ("frontal,findings,split\na.png,A.,train\nb.png,B.,exam\n",
+     "line 3: the split 'exam' is none of train, val and test"),
     ("frontal,findings\nx.png,A.\n", "line 2 names x.png, and such paths count from the folder"),
     ("frontal,findings\n,A.\n", "line 2 names none"),
     (HEAD + f"{'The heart is large. ' * 99},,a.png\n", "count from the folder"),
@@ -201,7 +213,8 @@ def test_a_bad_csv(tmp_path, text, says):
 
 
 @pytest.mark.parametrize("content,says", [
-    ("{", "not sound JSON"), (b"\xff\xfe\x00", "not sound JSON"), ("[]", "three lists, named train, val and test"),
+    ("{", "not sound JSON"), ("[" * 100_000, "not sound JSON"), (b"\xff\xfe\x00", "not sound JSON"),
+    ("[]", "three lists, named train, val and test"),
     ('{"images": [], "annotations": []}', "three lists"), ('{"train": [], "val": [], "test": []}', "names no study"),
     ('{"train": [{"report": "A."}], "val": [], "test": []}', r"train\[0\]: a study needs"),
     ('{"train": [], "val": [], "test": [{"report": "A.", "image_path": ["0.png"]}, '

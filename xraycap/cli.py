@@ -60,8 +60,9 @@ def plain_errors():
 # %% ../nbs/23_cli.ipynb #c6a44551
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Images = Annotated[str, typer.Option(
-    help="'phantom' (simulated), 'openi' (downloaded), a folder of its PNG files, or a table of your own studies: a "
-         ".csv with the columns frontal,lateral,findings, or R2Gen's annotation.json.")]
+    help="'phantom' (simulated), 'openi' (downloaded), a folder of its PNG files as the archive, Kaggle or R2Gen have "
+         "them, or a table of your own studies: a .csv with the columns frontal,lateral,findings or frontal,labels, or "
+         "an annotation.json.")]
 Encoder = Annotated[Optional[str], typer.Option(
     help="Weights of the encoder: 'phantom' (for simulated images); 'xrv-nih', 'xrv-chex' and so on, 'chexnet-torch', "
          "'chexnet-keras' (for real ones); 'imagenet'; or a weights file. None: 'phantom' for simulated images, "
@@ -140,7 +141,10 @@ def train(
 
     Encodes the images once and keeps their features (stopped, it goes on from there the next time), then trains a
     decoder on them and keeps the epoch of the lowest validation loss. For the simulated images, 25,000 bodies, the
-    first part takes two cores half an hour and 5 GB on the disk, the second less than half an hour."""
+    first part takes two cores half an hour and 5 GB on the disk, the second less than half an hour.
+
+    A table with labels and no reports is learnt from as well: its studies get reports that are composed of sentences of
+    the Indiana reports."""
     with plain_errors():
         from xraycap.models import load_model
         from xraycap.training import train_captioner
@@ -162,8 +166,12 @@ def show_card(
 ):
     "Print a score card."
     if as_json: return print(json.dumps(card))
+    width = max(18, *map(len, card))
     for name, value in card.items():
-        print(f"{name:18} {value:.3f}" if isinstance(value, float) else f"{name:18} {value}")
+        if isinstance(value, dict):  # a figure for each finding, or the whole card of a view
+            print(f"{name}:")
+            if value: show_card({f"  {within}": figure for within, figure in value.items()}, as_json)
+        else: print(f"{name:{width}} {value:.3f}" if isinstance(value, float) else f"{name:{width}} {value}")
 
 @app.command(epilog=examples(
     "xraycap evaluate", "xraycap evaluate --model models/real --images openi --split chen",
@@ -180,7 +188,11 @@ def evaluate(
 
     Its reports against the radiologists': corpus BLEU-1 to -4 with a 95 % interval of BLEU-4, ROUGE-L, CIDEr, F1 of the
     findings that are named, how many reports are distinct, and what BLEU-4 is left when the reports are shuffled
-    between the patients."""
+    between the patients.
+
+    Where a table has labels and no reports: the AUROC of the encoder for each finding, F1 of the findings that the
+    reports name, and what is left of it when they are shuffled or one set of findings is said of everybody; with a
+    column 'view' also within PA and within AP."""
     with plain_errors():
         from xraycap.models import load_model
         from xraycap.results import evaluate

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .files import assets, cache_dir
+from .layouts import collection_files, collection_folder
 from .own_data import own_studies
 from .reports import load_reports
 from .views import image_views
@@ -77,33 +78,34 @@ def _check_split(split):
     if split not in SPLITS: raise ValueError(f"There is no split named {split!r}: choose one of {', '.join(SPLITS)}.")
 
 # %% ../nbs/01_studies.ipynb #a291f49d
-def _png_files(images):
-    "{image id: path} of the PNGs below a folder; 'openi' is the folder that `download` makes"
-    folder = cache_dir() / "openi" if images == "openi" else Path(images)
-    found = {o.stem: str(o) for o in sorted(folder.rglob("*.png"))}
-    if not found:
-        raise FileNotFoundError(
-            f"There is no PNG image in {folder}: run `xraycap download images`, or give a folder or a table of yours.")
-    return found
-
 def _pair(
     study,  # a row with `uid`, `images` and `views`
     paths,  # {image id: path}, or None for simulated images
+    own=False,  # of a table of one's own, whose frontal image must be there
 ):
     "(frontal, lateral) of a study: names of simulated images, paths of real ones, or '' twice if it has no image there"
     if paths is None: return f"phantom-{study.uid}-frontal", f"phantom-{study.uid}-lateral"
     here = [(paths[image], view) for image, view in zip(study.images, study.views) if image in paths]
+    if own and "frontal" not in [view for _, view in here]: here = []
     return two_images(*zip(*here)) if here else ("", "")
 
 # %% ../nbs/01_studies.ipynb #4c3ad451
-def _say_what_is_missing(source, studies, kept, paths):
-    "Print it, if anything is missing: studies without findings or image, images that are not there"
+def _missing(studies, paths, own):
+    "-> (number of images that are named, number of those that are not there, more about it in words)"
     named = [image for images in studies.images for image in images]
     missing = [image for image in named if image not in paths]
+    sideways = sum("frontal" not in views for views in studies.views) if own else 0
+    words = f"; the first that is missing is {missing[0]}" if missing else ""
+    if sideways: words += f"; left out for want of a frontal image: {sideways:,}"
+    return len(named), len(missing), words
+
+def _say_what_is_missing(source, studies, kept, paths, own):
+    "Print it, if anything is missing: studies without findings or image, images that are not there"
+    named, missing, words = _missing(studies, paths, own)
     if len(kept) == len(studies) and not missing: return
-    first = f"; the first that is missing is {missing[0]}" if missing else ""
-    print(f"{source}: {len(kept):,} of {len(studies):,} studies have findings and an image here; "
-          f"{len(named) - len(missing):,} of {len(named):,} images are here{first}.")
+    what = "findings or labels" if "labels" in studies.attrs else "findings"
+    print(f"{source}: {len(kept):,} of {len(studies):,} studies have {what} and an image here; "
+          f"{named - missing:,} of {named:,} images are here{words}.")
 
 # %% ../nbs/01_studies.ipynb #85af0047
 def _collection(
@@ -119,29 +121,32 @@ def load_studies(
     images="phantom",  # 'phantom' (simulated), 'openi' (downloaded), a folder of its PNGs, or a .csv or .json of yours
     split="chen",  # see `split_studies`; a file of your own brings its own split, or is split 70/10/20 by patient
 ):
-    """The studies with findings and at least one image, a row each.
+    """The studies with findings or labels and at least one image, a row each.
 
     Returns the columns of `load_reports` and `views` (list of str), `frontal` and `lateral` (str: a path, or a name
-    such as 'phantom-1-frontal'), `split`. `.attrs['images']` says what images these are: 'phantom', 'openi', or the
-    name of your file with its folder; `.attrs['split']` what split: `split`, 'own' or '70/10/20'. Studies without an
-    image are left out, and how many is printed. Raises `FileNotFoundError` if no image is there, `ValueError` for an
-    unknown split or a file that cannot be read."""
+    such as 'phantom-1-frontal'), `split`, and what `own_studies` adds. `.attrs['images']` says what images these are:
+    'phantom', 'openi', or the name of your file with its folder; `.attrs['split']` what split: `split`, 'own' or
+    '70/10/20'. Studies without an image are left out, and how many is printed. Raises `FileNotFoundError` if no image
+    is there, `ValueError` for an unknown split or a file that cannot be read."""
     _check_split(split)
-    if Path(images).suffix.lower() in (".csv", ".json"):
+    own = Path(images).suffix.lower() in (".csv", ".tsv", ".json")
+    if own and (copy := collection_folder(Path(images))): own, images = False, copy
+    if own:
         studies, paths, split = own_studies(Path(images))
         source = "/".join(Path(images).resolve().parts[-2:])
-        nothing = f"{images} holds no study with findings and an image."
+        nothing = f"{images} holds no study with findings and an image{_missing(studies, paths, own)[2]}."
     else:
-        paths = None if images == "phantom" else _png_files(images)
+        folder = cache_dir() / "openi" if images == "openi" else Path(images)
+        paths = None if images == "phantom" else collection_files(folder)
         studies, source = _collection(split), "phantom" if images == "phantom" else "openi"
         nothing = (f"{images} holds no image named as in the collection, such as CXR1_1_IM-0001-3001.png; "
                    "list images of your own in a CSV file.")
-    frontal, lateral = zip(*[_pair(study, paths) for study in studies.itertuples()])
+    frontal, lateral = zip(*[_pair(study, paths, own) for study in studies.itertuples()])
     kept = studies.assign(frontal=frontal, lateral=lateral)
-    kept = kept.query("frontal != '' and findings != ''").reset_index(drop=True)
+    kept = kept[(kept.frontal != "") & ((kept.findings != "") | kept.mesh.map(bool))].reset_index(drop=True)
     if kept.empty: raise FileNotFoundError(nothing)
-    if paths is not None: _say_what_is_missing(source, studies, kept, paths)
-    kept.attrs.update(images=source, split=split)
+    if paths is not None: _say_what_is_missing(source, studies, kept, paths, own)
+    kept.attrs.update(studies.attrs, images=source, split=split)
     return kept
 
 # %% ../nbs/01_studies.ipynb #f00dffff

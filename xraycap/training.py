@@ -102,11 +102,20 @@ def _choose_studies(recipe):
     return train, shown
 
 # %% ../nbs/19_training.ipynb #3a0a0f49
+def _teachers(recipe, train, shown):
+    "The studies from whose reports is learnt: the table's own, or Indiana's where some study has labels only."
+    if (shown.findings != "").all(): return train
+    if not recipe.composed:
+        raise ValueError(f"{recipe.images} has studies without a report: only composed ones can be learnt.")
+    indiana = load_studies("phantom", "chen")
+    return indiana[indiana.split == "train"]
+
 def _lessons(recipe, train, shown):
     "`shown`, with the reports that are to be learnt for findings."
     if not _composes(recipe, train): return shown
     texts = composed_reports(list(train.findings.map(clean_chen)), list(train.mesh), list(shown.mesh))
-    return shown.assign(findings=texts)
+    only_words = (shown.mesh.map(len) == 0) & (shown.findings != "")  # of a table that has labels for some studies
+    return shown.assign(findings=np.where(only_words, shown.findings, texts))
 
 def _new_decoder(recipe, vocab, texts):
     "An untrained decoder that knows the vectors of its words."
@@ -228,14 +237,15 @@ def train_captioner(
     check_model_folder(out)
 
     train, shown = _choose_studies(recipe)
+    teachers = _teachers(recipe, train, shown)
     encoder = str(recipe.encoder or default_weights(shown.attrs["images"]))
     store = store_features(shown, fused(ImageEncoder(encoder)))
     if encoder not in WEIGHTS: encoder = str(Path(encoder).resolve())
 
     set_seed(recipe.seed)
-    texts = list(train.findings.map(clean_chen))
+    texts = list(teachers.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=recipe.min_count)
-    lessons = _lessons(recipe, train, shown)
+    lessons = _lessons(recipe, teachers, shown)
 
     model = _new_decoder(recipe, vocab, texts)
     callbacks = _callbacks(encoder, store, train, model, vocab)
