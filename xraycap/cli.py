@@ -163,15 +163,16 @@ def train(
 def show_card(
     card: dict,  # figures of `score_card`, and what they were measured on
     as_json: bool,  # one JSON object, or lines for people
+    indent: str = "",  # before each line
 ):
     "Print a score card."
     if as_json: return print(json.dumps(card))
-    width = max(18, *map(len, card))
+    width = max(18 - len(indent), *map(len, card))
     for name, value in card.items():
         if isinstance(value, dict):  # a figure for each finding, or the whole card of a view
-            print(f"{name}:")
-            if value: show_card({f"  {within}": figure for within, figure in value.items()}, as_json)
-        else: print(f"{name:{width}} {value:.3f}" if isinstance(value, float) else f"{name:{width}} {value}")
+            print(f"{indent}{name}:")
+            if value: show_card(value, as_json, indent + "  ")
+        else: print(f"{indent}{name:{width}}", f"{value:.3f}" if isinstance(value, float) else value)
 
 @app.command(epilog=examples(
     "xraycap evaluate", "xraycap evaluate --model models/real --images openi --split chen",
