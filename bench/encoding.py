@@ -69,7 +69,7 @@ def measure(_):
 
             seconds = rounds({"product": lambda: [multiply() for _ in range(10)],
                               "fused": lambda: fast(x), "xrv": one_by_one,
-                              "files": lambda: store_features(studies, encoder, folder / str(next(number))),
+                              "files": lambda: store_features(studies, fast, folder / str(next(number))),
                               "loop": lambda: plain_loop(model, studies, folder / "features.npy")}, 5)
     finally: shutil.rmtree(folder)
     speed, rate = rates(seconds["fused"], n * GFLOP), {name: rates(seconds[name], n) for name in seconds}
