@@ -110,12 +110,12 @@ def _teachers(recipe, train, shown):
     indiana = load_studies("phantom", "chen")
     return indiana[indiana.split == "train"]
 
-def _lessons(recipe, train, shown):
-    "`shown`, with the reports that are to be learnt for findings."
+def _lessons(recipe, train, texts, shown):
+    "`shown`, with the reports that are to be learnt for findings; `texts` are the cleaned reports of `train`."
     if not _composes(recipe, train): return shown
-    texts = composed_reports(list(train.findings.map(clean_chen)), list(train.mesh), list(shown.mesh))
+    composed = composed_reports(texts, list(train.mesh), list(shown.mesh))
     only_words = (shown.mesh.map(len) == 0) & (shown.findings != "")  # of a table that has labels for some studies
-    return shown.assign(findings=np.where(only_words, shown.findings, texts))
+    return shown.assign(findings=np.where(only_words, shown.findings, composed))
 
 def _new_decoder(recipe, vocab, texts):
     "An untrained decoder that knows the vectors of its words."
@@ -245,7 +245,7 @@ def train_captioner(
     set_seed(recipe.seed)
     texts = list(teachers.findings.map(clean_chen))
     vocab = Vocab.from_texts(texts, min_count=recipe.min_count)
-    lessons = _lessons(recipe, teachers, shown)
+    lessons = _lessons(recipe, teachers, texts, shown)
 
     model = _new_decoder(recipe, vocab, texts)
     callbacks = _callbacks(encoder, store, train, model, vocab)
