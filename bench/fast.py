@@ -15,7 +15,7 @@ WORDS = 40  # of a report in training
 
 def measure(_):
     decoder, x = random_decoder(763), random_features(64)
-    encoder, images = ImageEncoder("phantom"), torch.from_numpy(np.stack([phantom(uid).frontal for uid in range(8)]))
+    encoder, images = ImageEncoder("chest"), torch.from_numpy(np.stack([phantom(uid).frontal for uid in range(8)]))
     twin, fused = xraycap.fast.fast_decoder(decoder), xraycap.fast.fused(encoder)
     tokens = torch.randint(4, 763, (64, WORDS + 1))
 

@@ -27,7 +27,7 @@ def compared(name, unit, count, plain, peer, changed):
 
 
 def of_encoder(compiler):
-    encoder, images = ImageEncoder("phantom"), np.stack([phantom(uid).frontal for uid in range(8)])
+    encoder, images = ImageEncoder("chest"), np.stack([phantom(uid).frontal for uid in range(8)])
     x = encoder.prepare(torch.from_numpy(images))
     last, x_last = (o.to(memory_format=torch.channels_last) for o in (copy.deepcopy(encoder), x))
     yield compared("encoder", "images/s", 8, lambda: encoder(x), "channels_last", lambda: last(x_last))

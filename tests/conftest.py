@@ -1,7 +1,44 @@
 "What all tests share: tests marked `slow` run only with `pytest --slow`; `browser` is Chromium."
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from torch import nn
+
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
+
+
+def seen(model, x):
+    "Give the batch norms statistics of `x`, and scales and shifts of their own."
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = None
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.bias, -0.5, 0.5)
+    model.train().features(x)
+    return model.eval()
+
+
+def agree(got, want, tol=1e-4): assert (got - want).abs().max() < tol * want.abs().max()
+
+
+@pytest.fixture
+def few_studies(monkeypatch):
+    "All that reads studies gets 40 for training, 10 for validation and 12 to test, with random features."
+    from xraycap.studies import load_studies as real
+    def few(images="phantom", split="chen"):
+        studies = real(images, split)
+        sizes = {"train": 40, "val": 10, "test": 12}
+        few = pd.concat([studies[studies.split == part].head(n) for part, n in sizes.items()])
+        few.attrs.update(studies.attrs)
+        return few
+    def noise(studies, encoder):
+        return {u: np.random.default_rng(abs(u)).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
+    for module in ("studies", "training"): monkeypatch.setattr(f"xraycap.{module}.load_studies", few)
+    for module in ("models", "training"): monkeypatch.setattr(f"xraycap.{module}.store_features", noise)
+    return few()
 
 
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")

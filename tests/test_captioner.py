@@ -43,7 +43,12 @@ def test_a_report_says_something_about_itself(report):
 
 def test_the_notice_depends_on_the_images():
     assert "Not for diagnosis" in made_up().notice and "simulated" not in made_up().notice
-    assert "encoder has only seen simulated images" in replace(made_up(), encoder="phantom").notice
+    last = "Its encoder has only seen simulated images and labelled radiographs of the NIH."
+    assert replace(made_up(), encoder="chest").notice.endswith(last)
+    both = replace(made_up(), images="phantom", encoder="chest", radiographs={"table": "nih", "n": 1034})
+    assert both.notice.startswith("Not for diagnosis: ") and both.as_dict()["notice"] == both.notice
+    assert both.notice.endswith("from simulated images of Indiana reports and from 1,034 labelled radiographs of nih; "
+                                "from no real image with its own report.")
 
 
 def test_paths_images_and_arrays_are_the_same(captioner, example, report):
@@ -95,7 +100,7 @@ def test_an_array_of_another_kind_is_refused(captioner, bad):
 def test_an_lstm_has_no_maps(tmp_path):
     vocab = Vocab.from_texts(["the lungs are clear ."])
     torch.manual_seed(0)
-    captioner = Captioner(LSTMDecoder(len(vocab)), vocab, dict(encoder="phantom", images="phantom"))
+    captioner = Captioner(LSTMDecoder(len(vocab)), vocab, dict(encoder="chest", images="phantom"))
     captioner.save(tmp_path / "lstm")
     report = Captioner.load(tmp_path / "lstm").report(np.zeros((50, 60), "uint8"), k=1)
     assert report.attention is None and report.model == "lstm"

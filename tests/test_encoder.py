@@ -1,7 +1,7 @@
 "xraycap.encoder: shapes, findings named and placed, and the same function made fast."
-import numpy as np
 import pytest
 import torch
+from conftest import IMAGES, agree, seen
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -9,23 +9,6 @@ import xraycap.encoder
 from xraycap.encoder import FindingNet, ImageEncoder, finding_maps, load_finding_net, save_encoder
 from xraycap.fast import fused
 from xraycap.weights import load_weights
-
-IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
-
-
-def seen(model, x):
-    "Give the batch norms statistics of `x`, and scales and shifts of their own."
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.momentum = None
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.uniform_(m.bias, -0.5, 0.5)
-    model.train().features(x)
-    return model.eval()
-
-
-def agree(got, want, tol=1e-4): assert (got - want).abs().max() < tol * want.abs().max()
-
 
 def test_shapes_and_pooled():
     net = ImageEncoder(None).eval()

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import agree
 from PIL import Image
 from torch import nn
 
@@ -20,9 +21,6 @@ from xraycap.encoder import ImageEncoder
 from xraycap.features import FeatureStore, StoreWriter, locked, store_features
 from xraycap.mesh import FINDINGS, mesh_findings
 from xraycap.radiographs import open_radiograph, square
-
-
-def agree(got, want, tol=1e-4): assert (got - want).abs().max() < tol * want.abs().max()
 
 
 def fake_views(study, size=224):

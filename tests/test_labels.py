@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from xraycap.cli import app
 from xraycap.encoder import load_finding_net
 from xraycap.features import store_features
+from xraycap.findings import label_f1
 from xraycap.labels import label_codes
 from xraycap.lstm import LSTMDecoder
 from xraycap.mesh import FINDINGS, mesh_findings
 from xraycap.models import describe, load_model, save_model
-from xraycap.results import baselines, evaluate, label_card, label_f1
+from xraycap.results import baselines, evaluate, label_card
 from xraycap.studies import load_studies
 from xraycap.targets import composed_reports
 from xraycap.text import Vocab, clean_chen
@@ -139,7 +140,7 @@ def labelled(tmp_path_factory):
     vocab = Vocab.from_texts(texts, min_count=1)
     torch.manual_seed(0)
     save_model(folder / "model", LSTMDecoder(len(vocab), hidden=16, embedding_size=8), vocab,
-               dict(encoder="phantom", images="phantom", split="chen"))
+               dict(encoder="chest", images="phantom", split="chen"))
     return path
 
 
@@ -165,8 +166,7 @@ def test_evaluate_labels(labelled, monkeypatch):
     plain = CliRunner().invoke(app, ["evaluate", "--images", str(labelled), "--model", str(model)]).stdout
     assert "finding_f1_shuffled" in plain and "pa:" in plain and "Measured on the images of" in plain
 
-    def no_net(path=None): raise ValueError("an encoder without findings")
-    monkeypatch.setattr("xraycap.results.load_finding_net", no_net)
+    monkeypatch.setattr("xraycap.results.finding_head", lambda weights: (None, []))
     card = evaluate(model, labelled)
     assert card["auroc"] is None and card["auroc_mean"] is None and "no outputs" in card["auroc_reason"]
 
@@ -190,7 +190,7 @@ def test_training_on_labels_composes_reports(labelled, tmp_path, monkeypatch):
         return composed_reports(texts[:150], mesh[:150], ask)
     monkeypatch.setattr("xraycap.training.composed_reports", few)
     out = tmp_path / "model"
-    train_captioner(out, decoder="lstm", images=labelled, encoder="phantom", epochs=1, hidden=16)
+    train_captioner(out, decoder="lstm", images=labelled, encoder="chest", epochs=1, hidden=16)
     indiana = load_studies()
     assert learnt["texts"] == [clean_chen(text) for text in indiana.findings[indiana.split == "train"]]
     assert len(learnt["ask"]) == 12 and {code for mesh in learnt["ask"] for code in mesh} <= {
@@ -198,4 +198,4 @@ def test_training_on_labels_composes_reports(labelled, tmp_path, monkeypatch):
     assert load_model(out)[2]["images"].endswith("/labels.csv")
     assert len(describe(out, load_studies(labelled)[:2])) == 2
     with pytest.raises(ValueError, match="studies without a report"):
-        train_captioner(tmp_path / "other", images=labelled, encoder="phantom", composed=False)
+        train_captioner(tmp_path / "other", images=labelled, encoder="chest", composed=False)

@@ -15,7 +15,7 @@ from xraycap.text import Vocab
 from xraycap.training import train_captioner
 
 texts = ["the heart is normal in size .", "the lungs are clear .", "there is a left pleural effusion ."]
-about = dict(encoder="phantom", images="phantom", split="chen")
+about = dict(encoder="chest", images="phantom", split="chen")
 
 
 def small(kind, vocab): return kind(len(vocab), hidden=16, embedding_size=8)

@@ -106,7 +106,7 @@ def test_from_images_to_a_score_card(tmp_path, studies, pictures, monkeypatch, c
             "the first that is missing is CXR")
     assert capsys.readouterr().out.startswith(gaps) if images == "openi" else capsys.readouterr().out == ""
 
-    trained = run("train", "--images", images, "--encoder", "phantom", "--out", model, "--epochs", 1)
+    trained = run("train", "--images", images, "--encoder", "chest", "--out", model, "--epochs", 1)
     assert f"epoch 1 of 1 on {words}," in trained.stdout and "simulated" not in trained.stdout
     assert json.loads((model / "config.json").read_text())["images"] == name
 
@@ -123,21 +123,23 @@ def test_from_images_to_a_score_card(tmp_path, studies, pictures, monkeypatch, c
     assert len(store) >= len(used) == sum(SIZES.values()) and all(u in store for u in used.uid)
     for _, study in used.iloc[[0, -1]].iterrows():  # the features are those of the files, frontal first
         views = np.stack([square(open_radiograph(o)) for o in (study.frontal, study.lateral)])
-        with torch.inference_mode(): want = ImageEncoder("phantom").spatial(torch.from_numpy(views)).flatten(0, 1)
+        with torch.inference_mode(): want = ImageEncoder("chest").spatial(torch.from_numpy(views)).flatten(0, 1)
         np.testing.assert_allclose(store[study.uid].astype("float32"), want.numpy(), atol=.02)
 
     made = json.loads(run("report", study.frontal, "--model", model, "--out", tmp_path, "--json").stdout)
-    assert made["images"] == name and made["notice"].endswith("Its encoder has only seen simulated images.")
+    assert made["images"] == name and made["notice"].endswith("simulated images and labelled radiographs of the NIH.")
 
 
 def test_an_encoder_is_chosen_for_the_images(tmp_path, studies, pictures, monkeypatch):
     "Real images get weights that have seen real ones."
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "weights").mkdir(parents=True)
+    (tmp_path / "home" / "weights" / "xrv-nih.safetensors").touch()  # fetched before
     images, *_ = bring_csv(tmp_path, studies, pictures, monkeypatch)
     def wanted(weights): raise ValueError(f"wanted: {weights}")
     monkeypatch.setattr("xraycap.encoder.ImageEncoder", wanted)
     monkeypatch.setattr("xraycap.training.ImageEncoder", wanted)
-    for source, weights in {str(images): "xrv-nih", "phantom": "phantom"}.items():
+    for source, weights in {str(images): "xrv-nih", "phantom": "chest"}.items():
         for command in (["train", "--out", str(tmp_path / "model")], ["features"]):
             result = CliRunner().invoke(app, [*command, "--images", source])
             assert result.exit_code == 2 and f"wanted: {weights}" in result.stderr

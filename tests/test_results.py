@@ -2,7 +2,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -16,24 +15,7 @@ from xraycap.studies import load_studies
 from xraycap.text import Vocab, clean_chen
 
 texts = ["the heart is normal in size .", "the lungs are clear .", "there is a left pleural effusion ."]
-about = dict(encoder="phantom", images="phantom", split="chen")
-
-
-@pytest.fixture
-def few_studies(monkeypatch):
-    "All that reads studies gets 40 for training, 10 for validation and 12 to test, with random features."
-    from xraycap.studies import load_studies as real
-    def few(images="phantom", split="chen"):
-        studies = real(images, split)
-        sizes = {"train": 40, "val": 10, "test": 12}
-        few = pd.concat([studies[studies.split == part].head(n) for part, n in sizes.items()])
-        few.attrs.update(studies.attrs)
-        return few
-    def noise(studies, encoder):
-        return {u: np.random.default_rng(u).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
-    monkeypatch.setattr("xraycap.studies.load_studies", few)
-    monkeypatch.setattr("xraycap.models.store_features", noise)
-    return few()
+about = dict(encoder="chest", images="phantom", split="chen")
 
 
 def test_score_card():

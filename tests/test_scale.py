@@ -137,7 +137,7 @@ def test_without_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(sys.modules, "ray", None)
     table = str(own_table(tmp_path / "own", 2))
-    result = CliRunner().invoke(app, ["features", "--images", table, "--encoder", "phantom", "--engine", "ray"])
+    result = CliRunner().invoke(app, ["features", "--images", table, "--encoder", "chest", "--engine", "ray"])
     assert result.exit_code == 2 and "pip install 'xraycap[scale]'" in result.stderr.splitlines()[-1]
     assert result.stdout == ""
     assert not list((tmp_path / "home").rglob("*.f16"))
@@ -155,7 +155,7 @@ def own(tmp_path_factory): return own_table(tmp_path_factory.mktemp("scale") / "
 
 
 @pytest.fixture(scope="module")
-def phantom_net(): return ImageEncoder("phantom")
+def chest_net(): return ImageEncoder("chest")
 
 
 def test_ray_keeps_to_itself(ray):
@@ -165,24 +165,24 @@ def test_ray_keeps_to_itself(ray):
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0" and ray.cluster_resources()["object_store_memory"] <= 2**29
 
 
-def test_as_store_features(ray, own, phantom_net, tmp_path, monkeypatch):
+def test_as_store_features(ray, own, chest_net, tmp_path, monkeypatch):
     studies = load_studies(own).head(4).iloc[::-1]
-    plain = store_features(studies, phantom_net, tmp_path / "plain")
-    store, failed = ray_features(studies, phantom_net, tmp_path / "ray")
+    plain = store_features(studies, chest_net, tmp_path / "plain")
+    store, failed = ray_features(studies, chest_net, tmp_path / "ray")
     assert failed.empty and store.path.name == plain.path.name and store.rows == plain.rows
     difference = np.abs(store.data.astype(float) - plain.data.astype(float)).max()
     assert difference <= 1e-3 * plain.data.max()
-    monkeypatch.setattr(phantom_net, "spatial", lambda x: 1 / 0)  # nothing is left for store_features to encode
-    assert len(store_features(studies, phantom_net, tmp_path / "ray")) == 4
+    monkeypatch.setattr(chest_net, "spatial", lambda x: 1 / 0)  # nothing is left for store_features to encode
+    assert len(store_features(studies, chest_net, tmp_path / "ray")) == 4
 
 
-def test_images_that_cannot_be_read(ray, tmp_path, phantom_net, monkeypatch):
+def test_images_that_cannot_be_read(ray, tmp_path, chest_net, monkeypatch):
     monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "home"))
     table = own_table(tmp_path / "own", 4)
     whole = (table.parent / "1l.png").read_bytes()
     (table.parent / "1l.png").write_bytes(whole[:600])
     (table.parent / "3f.png").write_text("no image")
-    args = ["features", "--images", str(table), "--encoder", "phantom", "--engine", "ray"]
+    args = ["features", "--images", str(table), "--encoder", "chest", "--engine", "ray"]
     first = CliRunner().invoke(app, args)
     assert first.exit_code == 0, first.output
     path, = (tmp_path / "home" / "features").glob("*.f16")
@@ -204,7 +204,7 @@ import sys
 from xraycap.encoder import ImageEncoder
 from xraycap.studies import load_studies
 from xraycap.scale import _ray, ray_features
-with _ray(num_cpus=1): ray_features(load_studies(sys.argv[1]), ImageEncoder("phantom"), sys.argv[2], shard=2)
+with _ray(num_cpus=1): ray_features(load_studies(sys.argv[1]), ImageEncoder("chest"), sys.argv[2], shard=2)
 """
 
 
@@ -214,7 +214,7 @@ def watcher(process):
     except psutil.Error: return False
 
 
-def test_killed(ray, own, phantom_net, tmp_path):
+def test_killed(ray, own, chest_net, tmp_path):
     """The whole program gets signal 9 after two of eight shards; nothing of it stays behind, and the next run ends
     with the same bytes."""
     command = [sys.executable, "-c", FILL, own, tmp_path / "cut"]
@@ -237,8 +237,8 @@ def test_killed(ray, own, phantom_net, tmp_path):
             yield name
     with pytest.MonkeyPatch.context() as m:
         m.setattr(scale, "_encode_all", noted)
-        again, _ = ray_features(studies, phantom_net, tmp_path / "cut", shard=2)
-    straight, _ = ray_features(studies, phantom_net, tmp_path / "straight", shard=2)
+        again, _ = ray_features(studies, chest_net, tmp_path / "cut", shard=2)
+    straight, _ = ray_features(studies, chest_net, tmp_path / "straight", shard=2)
     assert identical(again, straight) and len(names) == 8 - len(kept)
 
 
@@ -247,7 +247,7 @@ def test_killed(ray, own, phantom_net, tmp_path):
 TRAIN = """
 import os, sys
 from xraycap.training import train_captioner
-losses = train_captioner(sys.argv[1], images=sys.argv[2], encoder='phantom', epochs=3, bs=16, dropout=0, min_count=1)
+losses = train_captioner(sys.argv[1], images=sys.argv[2], encoder='chest', epochs=3, bs=16, dropout=0, min_count=1)
 print("rank", os.environ.get("RANK"), losses.valid_loss.tolist(), losses.perplexity.tolist(), flush=True)
 """
 

@@ -18,24 +18,6 @@ from xraycap.training import PointAtFindings, Recipe, cross_codes, train_caption
 from xraycap.transformer import TransformerDecoder
 
 
-@pytest.fixture
-def few_studies(monkeypatch):
-    "All that reads studies gets 40 for training, 10 for validation and 12 to test, with random features."
-    from xraycap.studies import load_studies as real
-    def few(images="phantom", split="chen"):
-        studies = real(images, split)
-        sizes = dict(train=40, val=10, test=12)
-        few = pd.concat([studies[studies.split == part].head(n) for part, n in sizes.items()])
-        few.attrs.update(studies.attrs)
-        return few
-    def noise(studies, encoder):
-        return {uid: np.random.default_rng(uid).normal(size=(98, 1024)).astype("float16") for uid in studies.uid}
-    monkeypatch.setattr("xraycap.studies.load_studies", few)
-    monkeypatch.setattr(training, "load_studies", few)
-    for module in (models, training): monkeypatch.setattr(module, "store_features", noise)
-    return few("phantom", "chen")
-
-
 def test_a_recipe_takes_its_own_and_gives_the_rest_to_the_decoder():
     recipe = Recipe.of(lr=1e-3, hidden=16, sizes=dict(layers=1))
     assert (recipe.lr, recipe.sizes, recipe.decoder, recipe.bodies) == (1e-3, dict(layers=1, hidden=16), "attention", 2)
@@ -59,8 +41,8 @@ def test_a_weights_file_is_found_from_any_folder(tmp_path, few_studies, monkeypa
     for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: None)
     train_captioner("model", encoder="weights", epochs=1, bodies=1, crossed=0)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"] == str(tmp_path / "weights")
-    train_captioner("model", encoder=Path("phantom"), epochs=1, bodies=1, crossed=0)
-    assert load_model(tmp_path / "model")[2]["encoder"] == "phantom"
+    train_captioner("model", encoder=Path("chest"), epochs=1, bodies=1, crossed=0)
+    assert load_model(tmp_path / "model")[2]["encoder"] == "chest"
 
 
 @pytest.mark.parametrize("decoder", models.decoder_names)
@@ -70,7 +52,7 @@ def test_training_from_studies_to_a_report(tmp_path, few_studies, decoder):
     assert len(losses) == 2 and losses.train_loss.iloc[1] < losses.train_loss.iloc[0]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     about = [config[name] for name in ("decoder", "images", "split", "encoder")]
-    assert about == [decoder, "phantom", "chen", "phantom"]
+    assert about == [decoder, "phantom", "chen", "chest"]
     assert len(config["losses"]["valid_loss"]) == 2
     card = evaluate(tmp_path / "model", k=2)
     assert (card["k"], card["images"], card["split"]) == (2, "phantom", "chen") and 0 <= card["bleu_4"] <= 1

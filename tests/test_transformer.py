@@ -225,7 +225,7 @@ def test_a_model_comes_back_from_its_folder(tmp_path, monkeypatch):
     vocab = Vocab.from_texts(["the heart is normal in size .", "the lungs are clear ."])
     torch.manual_seed(0)
     decoder = TransformerDecoder(len(vocab), hidden=32, heads=4, layers=3).eval()
-    models.save_model(tmp_path / "model", decoder, vocab, dict(encoder="phantom", images="phantom", split="chen"))
+    models.save_model(tmp_path / "model", decoder, vocab, dict(encoder="chest", images="phantom", split="chen"))
     again, words, config = models.load_model(tmp_path / "model")
     assert type(again) is TransformerDecoder and words.itos == vocab.itos
     assert config["decoder"] == "transformer" and not again.training

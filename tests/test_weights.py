@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchxrayvision as xrv
+from conftest import IMAGES, agree, seen
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import densenet121
@@ -19,19 +20,7 @@ from torchvision.models import densenet121
 from xraycap import weights
 from xraycap.encoder import ImageEncoder, load_finding_net
 
-IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
 MEAN, STD = (torch.tensor(o).view(3, 1, 1) for o in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-
-
-def seen(model, x):
-    "Give the batch norms statistics of `x`, and scales and shifts of their own."
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.momentum = None
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.uniform_(m.bias, -0.5, 0.5)
-    model.train().features(x)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +38,6 @@ def old(key): return re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key
 
 def spatial(weights):
     with torch.no_grad(): return ImageEncoder(weights).spatial(IMAGES)
-
-
-def agree(got, want, tol=1e-4): assert (got - want).abs().max() < tol * want.abs().max()
 
 
 class Trap:
@@ -251,12 +237,34 @@ def test_keras_without_h5py(theirs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=re.escape("pip install 'xraycap[keras]'")): ImageEncoder(tmp_path / "w.h5")
 
 
-def test_phantom_weights_in_the_package():
+def test_the_weights_in_the_package():
     net, findings = load_finding_net()
-    assert weights.phantom_file().stat().st_size < 15e6 and len(findings) == net.head.out_features > 10
-    agree(spatial("phantom"), net.encoder.spatial(IMAGES).detach())
+    assert weights.chest_file().stat().st_size < 15e6 and len(findings) == net.head.out_features > 10
+    agree(spatial("chest"), net.encoder.spatial(IMAGES).detach())
 
 
-def test_missing_phantom_weights(monkeypatch, tmp_path):
+def test_missing_weights_of_the_package(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "assets", tmp_path)
     with pytest.raises(FileNotFoundError, match="install xraycap again"): ImageEncoder()
+
+
+def test_weights_of_an_earlier_version():
+    with pytest.raises(ValueError, match="no longer part of xraycap: 'chest' takes their place.*trained anew") as e:
+        ImageEncoder("phantom")
+    assert "\n" not in str(e.value) and "phantom" not in weights.WEIGHTS
+
+
+def test_default_weights_where_nothing_can_be_fetched(served, tmp_path, monkeypatch, capsys):
+    "The file is not there; then it is; then there is no server."
+    assert weights.default_weights("phantom") == "chest"
+    assert weights.default_weights("openi") == "chest"
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.strip().splitlines()) == 1
+    assert said.err.startswith("'chest' is taken as encoder") and "nih.pt answers 404" in said.err
+    torch.save(xrv.models.DenseNet(), served / "nih.pt")
+    assert weights.default_weights("clinic/data.csv") == "xrv-nih"
+    (served / "nih.pt").unlink()
+    assert weights.default_weights("openi") == "xrv-nih" and capsys.readouterr().err.count("chest") == 0
+    monkeypatch.setattr(weights, "fetch", lambda url, path: pytest.fail("simulated images need no download"))
+    monkeypatch.setenv("XRAYCAP_HOME", str(tmp_path / "empty"))
+    assert weights.default_weights("phantom") == "chest"

@@ -38,7 +38,7 @@ def test_contents(unpacked):
     packed = {str(p.relative_to(unpacked)) for p in (unpacked / "xraycap").rglob("*") if p.is_file()}
     assert packed == {str(p.relative_to(root)) for p in files}
     assert {f"xraycap/assets/attention/{n}" for n in ("config.json", "vocab.json", "model.safetensors")} <= packed
-    assert {"xraycap/assets/phantom_encoder.safetensors", "xraycap/assets/chen_split.json"} <= packed
+    assert {"xraycap/assets/chest_encoder.safetensors", "xraycap/assets/chen_split.json"} <= packed
     assert {f"xraycap/assets/example/{n}" for n in ("frontal.png", "lateral.png", "study.json")} <= packed
     info, = unpacked.glob("xraycap-*.dist-info")
     assert "xraycap = xraycap.cli:main" in (info / "entry_points.txt").read_text()
@@ -48,7 +48,7 @@ def test_contents(unpacked):
 
 def test_sizes(unpacked):
     assets = unpacked / "xraycap" / "assets"
-    assert (assets / "phantom_encoder.safetensors").stat().st_size < 15e6
+    assert (assets / "chest_encoder.safetensors").stat().st_size < 15e6
     assert sum(p.stat().st_size for p in (assets / "attention").iterdir()) < 12e6
 
 

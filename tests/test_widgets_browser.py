@@ -24,7 +24,7 @@ torch.manual_seed(2)  # random weights that give finished reports of 1 to 3 word
 vocab = Vocab('the heart is large lungs are clear no effusion .'.split())
 decoder = AttentionDecoder(len(vocab), hidden=16, attention=8)
 for p in decoder.parameters(): p.data *= 1.7
-captioner, example = Captioner(decoder, vocab, dict(encoder='phantom', images='phantom')), example_study()
+captioner, example = Captioner(decoder, vocab, dict(encoder='chest', images='phantom')), example_study()
 attention_explorer(captioner.report(example['frontal'], example['lateral']))""", """from xraycap import beam_explorer
 beam_explorer(captioner, example['frontal'], example['lateral'])"""]
 

@@ -200,17 +200,22 @@ def trained_on(
     known = {"phantom": "simulated images of chests, not on patients' radiographs",
              "openi": "the real radiographs of Open-i"}
     images = known.get(about["images"], f"the images of {about['images']}")
+    beside = about.get("radiographs")
+    if beside: images = f"simulated images of chests and {beside['n']:,} labelled radiographs of {beside['table']}"
     part = f"training part of the split '{about.get('split')}'"
     return (f"The model is called \u201c{captioner.name}\u201d. It was trained on {images} ({part}), on top of an "
             f"encoder with the weights '{about['encoder']}'.")
 
+def warning() -> str:  # a sentence or two
+    "What must be known about the model's reports."
+    about = desk().captioner.about
+    return notice(about["images"], about["encoder"], about.get("radiographs"))
+
 @routes.get("/")
 def index():
     "The page."
-    captioner = desk().captioner
-    warning = notice(captioner.about["images"], captioner.about["encoder"])
-    return render_template(
-        "index.html", notice=warning, trained_on=trained_on(captioner), examples=EXAMPLES, file_limit=FILE_LIMIT)
+    return render_template("index.html", notice=warning(), trained_on=trained_on(desk().captioner), examples=EXAMPLES,
+                           file_limit=FILE_LIMIT)
 
 @routes.post("/api/report")
 def report():
@@ -241,8 +246,8 @@ def health():
 @routes.get("/api/openapi.json")
 def openapi():
     "The API, described for programs."
-    described, about = json.loads((assets/"app"/"openapi.json").read_text()), desk().captioner.about
-    described["info"]["description"] = notice(about["images"], about["encoder"])
+    described = json.loads((assets/"app"/"openapi.json").read_text())
+    described["info"]["description"] = warning()
     return jsonify(described)
 
 # %% ../nbs/22_app.ipynb #7b64aace

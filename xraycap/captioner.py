@@ -44,6 +44,7 @@ class Report:
     images: str  # what it learnt from: 'phantom' (simulated), 'openi' or the name of a table
     seconds: float  # from files to words
     encoder: str = ""  # weights of its encoder
+    radiographs: dict | None = None  # the labelled radiographs that it learnt from as well: `table` and number `n`
 
     @property
     def sentences(self) -> list:  # of str
@@ -58,7 +59,7 @@ class Report:
     @property
     def notice(self) -> str:  # to be shown with the findings, always
         "What this text must not be used for."
-        return notice(self.images, self.encoder)
+        return notice(self.images, self.encoder, self.radiographs)
 
     def as_dict(self) -> dict:  # for JSON
         "What `xraycap report --json` prints."
@@ -70,11 +71,16 @@ class Report:
 def notice(
     images: str,  # what the model learnt from: 'phantom', 'openi' or the name of a table
     encoder: str = "",  # weights of its encoder
+    radiographs: dict | None = None,  # labelled ones that it learnt from as well: `table` and number `n`
 ) -> str:  # a sentence or two
     "What everybody must be told who reads a generated report."
     text = "Not for diagnosis: a small research model wrote this, and it is often wrong."
-    if images == "phantom": return f"{text} It learnt from simulated images, not from patients' radiographs."
-    return text + " Its encoder has only seen simulated images." * (encoder == "phantom")
+    if images == "phantom":
+        if not radiographs: return f"{text} It learnt from simulated images, not from patients' radiographs."
+        return (f"{text} It learnt from simulated images of Indiana reports and from {radiographs['n']:,} labelled "
+                f"radiographs of {radiographs['table']}; from no real image with its own report.")
+    if encoder != "chest": return text
+    return f"{text} Its encoder has only seen simulated images and labelled radiographs of the NIH."
 
 # %% ../nbs/21_captioner.ipynb #191fb95e
 def _view(
@@ -150,7 +156,7 @@ class Captioner:
         best, = beam_search(self.decoder, features[None], k=k)
         return Report(
             self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
-            self.about["images"], time.perf_counter() - started, self.about["encoder"])
+            self.about["images"], time.perf_counter() - started, self.about["encoder"], self.about.get("radiographs"))
 
 # %% ../nbs/21_captioner.ipynb #ee8d2743
 def sentence_maps(

@@ -454,10 +454,12 @@ def beam_explorer(
     first = widgets.IntSlider(1, 1, last(), description="From word")
     for control in (k, penalty, first): control.style.description_width = "110px"
     k.observe(lambda change: setattr(first, "max", last()), "value")
+    about = captioner.about
+    warning = notice(about["images"], about.get("encoder", ""), about.get("radiographs"))
 
     def tell():
         ranked = _ranked(search(k.value)[0], penalty.value)
-        return _reports_table(ranked, captioner.vocab) + f"<p>{html.escape(notice(captioner.about['images']))}</p>"
+        return _reports_table(ranked, captioner.vocab) + f"<p>{html.escape(warning)}</p>"
 
     return Explorer(
         lambda still: beam_figure(*search(k.value), captioner.vocab, penalty.value, first.value, still), tell,
