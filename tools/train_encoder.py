@@ -1,24 +1,31 @@
-"""Train the `phantom` weights: DenseNet-121 on simulated studies only, to predict the findings and to place them.
+"""Train the `chest` weights: DenseNet-121 on simulated studies and on labelled real radiographs together.
 
     python tools/train_encoder.py render POOL    # simulate the bodies once (a process a core)
-    torchrun --nproc_per_node 3 tools/train_encoder.py train POOL    # progressive resizing, a process a core, bfloat16
-    python tools/train_encoder.py test           # AUROC of each finding on the simulated chen test split
+    python tools/train_encoder.py train POOL --start EARLIER --radiographs NIH.csv --children CHILDREN.csv
+    python tools/train_encoder.py test [WEIGHTS] [--radiographs NIH.csv]    # AUROC of each finding
 
-What the training of the shipped weights printed is in train_encoder.log. Where there is a POOL/start.safetensors
-(weights of an earlier training), it goes on from those, at the largest size; otherwise it starts from nothing. Every
-body of the pool is drawn anew: its codes are those of a train study (rare ones more often), its seed is not a study's.
+Both tables have the columns `frontal,labels` and are read as `load_studies` reads them. Of the radiographs the part
+train is learnt, the part val looked at in the end, and the part test left alone; of the children all. Interrupted, `train` goes on from its last hundredth
+batch, with the batches that it would have had. It writes POOL/chest_encoder.safetensors.
 
-The network learns more than it is asked later. Beside each finding it learns the headings and qualifiers of its codes
-(a density or an opacity; which side, which lobe), and it learns them twice: from the pooled features of both views, and
-from the features of each place, because the phantom knows which places the finding covers. Only the findings' own
-outputs are kept.
+EARLIER are weights of `save_encoder`. Those of the shipped ones had learnt from simulated studies only: they are the
+file xraycap/assets/phantom_encoder.safetensors of earlier versions, and train_encoder.log is what that training
+printed.
+
+Each image teaches the outputs that it knows. A simulated study knows all of them, and their places: beside each
+finding the headings and qualifiers of its codes are learnt (a density or an opacity; which side, which lobe), from the
+pooled features of both views, and from the features of each place, because the phantom knows which places a finding
+covers. A radiograph knows the findings that its table's labels can name; what they don't name is not there. A child
+with a finding says nothing of the others. Only the findings' own outputs are kept.
 """
+import argparse
+import copy
 import json
+import math
 import os
-import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +34,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from xraycap.encoder import FindingNet, load_finding_net, save_encoder
+from xraycap.labels import NIH
 from xraycap.mesh import FINDINGS, finding_codes, mesh_findings
-from xraycap.phantom import phantom
+from xraycap.phantom import phantom, study_views
+from xraycap.radiographs import open_radiograph, square
 from xraycap.studies import load_studies
 
-STUDIES = 14_000  # of the pool
-STAGES = [(128, 420, 16, 2e-3), (224, 1100, 8, 1e-3)]  # pixels a side, batches, a process's batch size, highest lr
-PLACES = [  # drawn where a code says nothing
+STUDIES = 2_000  # of the pool
+SIDE = 256  # pixels a side at which radiographs are kept
+COUNTS = {"both": 2, "frontal": 2, "radiographs": 16, "children": 2}  # in a batch: studies of two views, of one, ...
+WORTH = {"both": 1., "frontal": 1., "radiographs": 2., "children": .5}  # weight of each kind in the loss
+PLACES = 10.  # weight of the loss at each place beside that of the study
+STEPS, RATE, EARLY = 900, 3e-4, .3  # batches, highest learning rate, share of it for the encoder's first half
+DECAY, AVERAGE = .05, .99  # AdamW's weight decay; what the average of the weights keeps at each batch
+STRENGTH, MIXUP = .7, .2  # of the changes of a picture; of mixing two radiographs (beta distribution)
+SEVEN = {"Cardiomegaly", "Pleural Effusion", "Edema", "Atelectasis", "Airspace Disease", "Pneumothorax", "Nodule"}
+DRAWN = [  # by the phantom, where a code says nothing
     {"right", "left"},
     {"apex", "upper lobe", "middle lobe", "lingula", "lower lobe", "base", "hilum", "retrocardiac"}]
 
+
+# --- what is to be learnt
 
 def parts(mesh):
     "`(finding, heading or qualifier)` pairs of a report's codes, and `(finding, '')`"
@@ -48,28 +66,40 @@ def parts(mesh):
 
 
 def labels(studies, least=10):
-    "The findings, then the pairs that at least `least` studies have"
+    "The findings, then the pairs that at least `least` studies have, or that a label of the NIH names"
     count = Counter(p for mesh in studies.mesh for p in parts(mesh))
-    return [(f, "") for f in FINDINGS] + sorted(p for p, n in count.items() if n >= least and p[1])
+    often = {p for p, n in count.items() if n >= least} | parts(NIH.values())
+    return [(f, "") for f in FINDINGS] + sorted(p for p in often if p[1])
 
 
 def targets(mesh, labels):
     "1, 0 or nan (the code does not say, so the phantom drew it) for each label"
     have = parts(mesh)
     said = lambda f, group: any((f, x) in have for x in group)
-    drawn = lambda f, x: (f, "") in have and any(x in group and not said(f, group) for group in PLACES)
+    drawn = lambda f, x: (f, "") in have and any(x in group and not said(f, group) for group in DRAWN)
     return np.array([1. if (f, x) in have else np.nan if drawn(f, x) else 0. for f, x in labels], "f4")
 
 
+def radiograph_targets(mesh, labels, known, whole):
+    "1, 0 or nan for each label, of which the table can name `known`; `whole`: what is not named is not there"
+    have = parts(mesh)
+    absent = 0. if whole or not have else np.nan
+    return np.array([1. if p in have else absent if p in known else np.nan for p in labels], "f4")
+
+
+# --- the pool of simulated studies
+
 def draw(studies, labels, n, seed):
-    "Rows of `studies` for a pool: a quarter as they come, the rest by a label drawn evenly"
+    "Rows of `studies`: a quarter as they come, a third by one of `SEVEN`, the rest by a label drawn evenly"
     rng = np.random.default_rng(seed)
     found = [parts(m) for m in studies.mesh]
-    having = [[i for i, x in enumerate(found) if p in x] for p in labels]
-    having = [x for x in having if x]
+    having = lambda some: [x for x in ([i for i, have in enumerate(found) if p in have] for p in some) if x]
+    seven, each = having([(f, "") for f in FINDINGS if f in SEVEN]), having(labels)
     def one():
-        if rng.random() < .25: return rng.integers(len(studies))
-        return rng.choice(having[rng.integers(len(having))])
+        u = rng.random()
+        if u < .25: return rng.integers(len(studies))
+        groups = seven if u < .58 else each
+        return rng.choice(groups[rng.integers(len(groups))])
     return [one() for _ in range(n)]
 
 
@@ -82,19 +112,20 @@ def render_one(job):
     return np.stack([p.frontal, p.lateral]), np.packbits(blocks, axis=-1)
 
 
-def render(pool):
+def render(pool, n):
     pool.mkdir(parents=True, exist_ok=True)
     studies = load_studies("phantom")
     train, val = (studies[studies.split == part].reset_index(drop=True) for part in ("train", "val"))
     names = labels(train)
     (pool / "labels.json").write_text(json.dumps(names))
+    drawn = [(10**7 + i, train.mesh[r]) for i, r in enumerate(draw(train, names, n, 0))]
     with ProcessPoolExecutor() as ex:
-        save(pool / "val", list(zip(val.uid, val.mesh)), names, ex)
-        drawn = [(10**7 + i, train.mesh[r]) for i, r in enumerate(draw(train, names, STUDIES, 0))]
-        save(pool / "train", drawn, names, ex)
+        for part, jobs in {"val": list(zip(val.uid, val.mesh))[:n], "train": drawn}.items():
+            save(pool / part, jobs, names, ex)
 
 
 def save(path, jobs, names, ex):
+    if path.with_suffix(".npy").exists(): return
     x = np.lib.format.open_memmap(path.with_suffix(".tmp"), "w+", "u1", (len(jobs), 2, 224, 224))
     blocks = np.zeros((len(jobs), len(FINDINGS), 2, 28, 4), "u1")
     for i, out in enumerate(ex.map(render_one, jobs, chunksize=16)): x[i], blocks[i] = out
@@ -104,47 +135,220 @@ def save(path, jobs, names, ex):
     print(path, x.shape, flush=True)
 
 
-class Pool(torch.utils.data.Dataset):
-    """Simulated studies as uint8 (2,size,size), with small shifts and changes of exposure; their labels; the labels at
-    each place (2*places, n)"""
-    def __init__(self, path, size, augment):
+class Phantoms:
+    "Simulated studies of a pool: both views, labels, and the blocks that each finding covers"
+    def __init__(self, path):
         self.x = np.load(path.with_suffix(".npy"), mmap_mode="r")
         self.y, self.blocks = (np.load(path.parent / f"{path.name}_{k}.npy") for k in ("y", "blocks"))
-        names = json.loads((path.parent / "labels.json").read_text())
-        self.finding = [FINDINGS.index(f) for f, _ in names]
-        self.size, self.augment = size, augment
-
-    def __len__(self): return len(self.x)
+        self.y = torch.from_numpy(self.y)
 
     def __getitem__(self, i):
-        x = torch.from_numpy(np.array(self.x[i])).float()[None]
-        blocks = torch.from_numpy(np.unpackbits(self.blocks[i], axis=-1)[..., :28]).float()  # f 2 28 28
-        if self.augment:
-            dx, dy = np.random.randint(-11, 12, 2)
-            roll = lambda t, k, by: torch.roll(F.pad(t, (k, k, k, k), mode="replicate"), by, (2, 3))[..., k:-k, k:-k]
-            x, blocks = roll(x, 11, (int(dy), int(dx))), roll(blocks, 2, (round(dy / 8), round(dx / 8)))
-            x = 255 * (x / 255).clamp(0, 1) ** float(np.exp(np.random.normal(0, .2)))
-            x = (x - 128) * float(np.exp(np.random.normal(0, .12))) + 128 + float(np.random.normal(0, 10))
-        if self.size != 224: x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        places = F.adaptive_max_pool2d(blocks, self.size // 32)[self.finding].flatten(1).T  # (2 g g) n
-        y = torch.from_numpy(self.y[i])
-        return x[0].clamp(0, 255).to(torch.uint8), (y, places * y)
+        "Views (n,2,224,224) and masks (n,f,2,28,28) of some"
+        masks = np.unpackbits(self.blocks[i], axis=-1)[..., :28]
+        return torch.from_numpy(self.x[i]).float(), torch.from_numpy(masks).float()
+
+
+class Radiographs:
+    "Frontal radiographs of a table and their labels, held in memory"
+    def __init__(self, table, names, known, whole=True):
+        with ThreadPoolExecutor() as ex:
+            views = list(ex.map(lambda path: square(open_radiograph(path), SIDE), table.frontal))
+        self.x = torch.from_numpy(np.stack(views))  # n h w
+        self.y = torch.from_numpy(np.stack([radiograph_targets(m, names, known, whole) for m in table.mesh]))
+
+
+# --- changes of the pictures
+
+def moved(x, rng, strength=1., masks=None):
+    "Each picture (n,c,h,w) zoomed, turned, stretched and shifted, at 224 pixels; its masks (n,f,28,28) with it"
+    n = len(x)
+    normal = lambda sd: torch.from_numpy(rng.normal(0, sd * strength, n).astype("f4"))
+    zoom, aspect, angle, shear = (normal(.09) - .02).exp(), normal(.05).exp(), normal(.07), normal(.03)
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack([torch.stack([cos / zoom * aspect, (shear - sin) / zoom, normal(.07)], 1),
+                         torch.stack([(shear + sin) / zoom, cos / zoom / aspect, normal(.07)], 1)], 1)  # n 2 3
+    edge = "border" if rng.random() < .5 else "zeros"
+    def move(t, size):
+        grid = F.affine_grid(theta, (n, t.shape[1], size, size), align_corners=False)
+        return F.grid_sample(t, grid, align_corners=False, padding_mode=edge)
+    return move(x, 224), None if masks is None else (move(masks, 28) > .3).float()
+
+
+def with_grey_levels(x, like):
+    "`x` (h,w), 0 to 255, with the distribution of the grey levels of `like`"
+    a, b = (torch.histc(t, 256, 0, 256).cumsum(0) / t.numel() for t in (x, like))
+    table = torch.searchsorted(b.contiguous(), a.contiguous()).clamp(max=255).float()
+    low = x.clamp(0, 255).floor()
+    above = table[(low + 1).clamp(max=255).long()]
+    return table[low.long()] + (x - low) * (above - table[low.long()])
+
+
+def with_amplitudes(x, like, share, width):
+    "`x` (h,w) with the amplitudes of its low frequencies moved towards those of `like` (Yang and Soatto 2020)"
+    f, g = torch.fft.fft2(x), torch.fft.fft2(like)
+    a, b = f.abs(), g.abs()
+    for rows in (slice(0, width), slice(1 - width, None)):
+        for cols in (slice(0, width), slice(1 - width, None)): a[rows, cols].lerp_(b[rows, cols], share)
+    return torch.fft.ifft2(torch.polar(a, f.angle())).real
+
+
+def as_film(x, films, rng):
+    "A simulated picture (h,w) in the manner of a real film: its grey levels, or the amplitudes of its low frequencies"
+    like = films[rng.integers(len(films))][16:240, 16:240].float()
+    u = rng.random()
+    if u < .45: x = x.lerp(with_grey_levels(x, like), rng.uniform(.5, 1))
+    if .3 < u < .7: x = with_amplitudes(x, like, rng.uniform(.2, .8), int(rng.integers(2, 5)))
+    return x
+
+
+def exposed(x, rng):
+    "A picture (h,w), 0 to 255, as another machine might have taken it: tone, blur, noise, now and then a part hidden"
+    x = (x / 255).clamp(0, 1) ** math.exp(rng.normal(0, .3 * STRENGTH))
+    if rng.random() < .3:  # a curve with a toe and a shoulder
+        k, m = rng.uniform(2, 6), rng.uniform(.35, .65)
+        low, high = 1 / (1 + math.exp(k * m)), 1 / (1 + math.exp(-k * (1 - m)))
+        x = (torch.sigmoid(k * (x - m)) - low) / (high - low)
+    x = 255 * ((x - .5) * math.exp(rng.normal(0, .15 * STRENGTH)) + .5 + rng.normal(0, .05 * STRENGTH))
+    if rng.random() < .4 * STRENGTH:
+        size = int(rng.choice([64, 64, 96, 128, 160]))
+        small = F.interpolate(x[None, None], (size, size), mode="bilinear", antialias=True)
+        x = F.interpolate(small, (224, 224), mode="bilinear")[0, 0]
+    if rng.random() < .3: x = x + torch.from_numpy(rng.normal(0, rng.uniform(1, 9), x.shape).astype("f4"))
+    if rng.random() < .3 * STRENGTH:
+        height, width = rng.integers(20, 80, 2)
+        top, left = rng.integers(0, 224 - height), rng.integers(0, 224 - width)
+        x[top:top + height, left:left + width] = rng.uniform(0, 255)
+    return x
+
+
+def as_bytes(x): return x.clamp(0, 255).to(torch.uint8)
+
+
+class Mixer:
+    "Batches of all kinds of images; which and how changed depends on the batch's number only"
+    def __init__(self, phantoms, radiographs, children, seed):
+        self.phantoms, self.radiographs, self.children, self.seed = phantoms, radiographs, children, seed
+        self.films = radiographs.x if children is None else torch.cat([radiographs.x, children.x[::8]])
+
+    def simulated(self, n, views, rng):
+        "uint8 (n,views,224,224), labels, and the findings' masks (n,views,f,7,7)"
+        i = np.sort(rng.integers(0, len(self.phantoms.x), n))
+        x, masks = self.phantoms[i]
+        seen, places = [], []
+        for v in range(views):
+            a, m = moved(x[:, v:v + 1], rng, masks=masks[:, :, v])
+            a = [as_film(o, self.films, rng) if rng.random() < .75 else o for o in a[:, 0]]
+            seen.append(as_bytes(torch.stack([exposed(o, rng) for o in a])))
+            places.append(F.adaptive_max_pool2d(m, 7))
+        return torch.stack(seen, 1), self.phantoms.y[i], torch.stack(places, 1)
+
+    def real(self, data, i, rng, mixup=0.):
+        "uint8 (n,1,224,224), labels, and no masks"
+        x, y = moved(data.x[i, None].float(), rng, STRENGTH)[0][:, 0], data.y[i]
+        x = torch.stack([exposed(o, rng) for o in x])
+        if mixup:
+            share = torch.from_numpy(rng.beta(mixup, mixup, len(x)).astype("f4"))
+            share = torch.maximum(share, 1 - share)
+            x, y = x.flip(0).lerp(x, share[:, None, None]), y.flip(0).lerp(y, share[:, None])
+        return as_bytes(x)[:, None], y, None
+
+    def turn(self, n, step):
+        "Whose turn it is: each radiograph once before any comes again"
+        size = len(self.radiographs.x)
+        order = {i // size: np.random.default_rng([self.seed, i // size]).permutation(size)
+                 for i in (step * n, step * n + n - 1)}
+        return [order[i // size][i % size] for i in range(step * n, step * n + n)]
+
+    def batch(self, step):
+        "{kind: (images, labels, masks or None)}"
+        rng = np.random.default_rng([self.seed, 1, step])
+        out = {"both": self.simulated(COUNTS["both"], 2, rng), "frontal": self.simulated(COUNTS["frontal"], 1, rng)}
+        if self.children is not None:
+            out["children"] = self.real(self.children, rng.integers(0, len(self.children.x), COUNTS["children"]), rng)
+        return out | {"radiographs": self.real(self.radiographs, self.turn(COUNTS["radiographs"], step), rng, MIXUP)}
+
+
+# --- the network, with batch norm's statistics fixed: a third less time than torchvision's
+
+def scale_shift(norm):
+    "The constants of a batch norm in evaluation mode, which is a * x + b"
+    a = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return a, norm.bias - a * norm.running_mean
+
+
+def relu_conv(x, norm, conv, a2=None, b2=None):
+    "conv(relu(norm(x))), and a2 * it + b2: relu(a x + b) is |a| relu(sign x + b / |a|), and |a| goes into the weights"
+    with torch.no_grad():
+        a, b = scale_shift(norm)
+        size = a.abs().clamp(min=1e-6)
+        shift, sign = (b / size).to(x.dtype)[:, None, None], a.sign().to(x.dtype)[:, None, None]
+    z = (x + shift if (a > 0).all() else torch.addcmul(shift, x, sign)).relu_()
+    weight = conv.weight * size[:, None, None]
+    if a2 is None: return F.conv2d(z, weight.to(x.dtype))
+    return F.conv2d(z, (weight * a2[:, None, None, None]).to(x.dtype), b2.to(x.dtype))
+
+
+def places_of(encoder, x):
+    "The encoder in bfloat16: uint8 (n,H,W) to (n,places,1024)"
+    net = encoder.features
+    a, b = scale_shift(net.norm0)
+    x = encoder.prepare(x).bfloat16().to(memory_format=torch.channels_last)
+    y = F.conv2d(x, (net.conv0.weight * a[:, None, None, None]).bfloat16(), b.bfloat16(), 2, 3)
+    y = F.max_pool2d(y, 3, 2, 1).relu()
+    for k in (1, 2, 3, 4):
+        for layer in getattr(net, f"denseblock{k}").children():
+            z = relu_conv(y, layer.norm1, layer.conv1, *scale_shift(layer.norm2)).relu_()
+            y = torch.cat([y, F.conv2d(z, layer.conv2.weight.to(z.dtype), padding=1)], 1)
+        if k < 4:
+            after = getattr(net, f"transition{k}")
+            y = F.avg_pool2d(relu_conv(y, after.norm, after.conv), 2)
+    a, b = (o.to(y.dtype)[:, None, None] for o in scale_shift(net.norm5))
+    return torch.addcmul(b, y, a).relu().flatten(2).transpose(1, 2)
 
 
 class PlacedNet(FindingNet):
-    "A FindingNet with a second head that reads each place on its own"
+    "A FindingNet with a second head that reads each place on its own; a study of one view has it twice"
     def __init__(self, n):
         super().__init__(n)
         self.at = nn.ModuleList([nn.Linear(1024, n) for _ in range(2)])
         for at in self.at: nn.init.constant_(at.bias, -4)  # most places have none of them
 
-    def forward(self, x):
-        "Logits (B,n) of the study and (B,2*places,n) of its places"
-        with torch.autocast("cpu", torch.bfloat16):
-            a = self.encoder.spatial(x.flatten(0, 1)).unflatten(0, (-1, 2))  # b v p c
-            places = torch.cat([at(a[:, v]) for v, at in enumerate(self.at)], 1)
-            return self.head(a.mean(2).flatten(1)).float(), places.float()
+    def forward(self, images):
+        "List of uint8 (n,v,H,W) -> for each the logits (n,labels) of the study and (n,v*places,labels) of its places"
+        sizes = [len(x) * x.shape[1] for x in images]
+        a, out = places_of(self.encoder, torch.cat([x.flatten(0, 1) for x in images])), []
+        for x, seen in zip(images, a.split(sizes)):
+            seen = seen.float().unflatten(0, x.shape[:2])  # n v p c
+            pooled = seen.mean(2).expand(-1, 2, -1).flatten(1)  # n (v c)
+            out.append((self.head(pooled), torch.cat([at(o) for at, o in zip(self.at, seen.unbind(1))], 1)))
+        return out
 
+
+def started(names, weights):
+    "A PlacedNet that goes on from the findings' outputs of an earlier file"
+    net, (earlier, findings) = PlacedNet(len(names)), load_finding_net(weights)
+    net.encoder.load_state_dict(earlier.encoder.state_dict())
+    rows = [findings.index(f) for f in FINDINGS]
+    net.head.weight.data[:len(rows)], net.head.bias.data[:len(rows)] = earlier.head.weight[rows], earlier.head.bias[rows]
+    net.head.bias.data[len(rows):] = -4
+    return net.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def recalibrate(net, mixer, batches=8):
+    "Batch norm's statistics from batches of all kinds"
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+    net.train()
+    x = torch.cat([images.flatten(0, 1) for k in range(batches) for images, _, _ in mixer.batch(k).values()])
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
+    for some in x.split(16):
+        with torch.autocast("cpu", torch.bfloat16): net.encoder(some)
+    net.eval()
+
+
+# --- learning
 
 def bce(logits, y):
     "Binary cross-entropy over the targets that are known"
@@ -152,77 +356,55 @@ def bce(logits, y):
     return F.binary_cross_entropy_with_logits(logits[known], y[known])
 
 
-def loss(logits, targets): return bce(logits[0], targets[0]) + 10 * bce(logits[1], targets[1])
+def loss(net, batch, finding):
+    "Of the labels of studies, and at each place where they are known; `finding`: number of each label's finding"
+    total = 0.
+    for (kind, (_, y, masks)), (z, at) in zip(batch.items(), net([images for images, _, _ in batch.values()])):
+        one = bce(z, y)
+        if masks is not None:  # n v f 7 7 -> n (v p) labels
+            one = one + PLACES * bce(at, masks[:, :, finding].flatten(3).transpose(2, 3).flatten(1, 2) * y[:, None])
+        total = total + WORTH[kind] * one
+    return total
 
 
-def auroc(logits, y, least):
-    "`{label: (AUROC, positives)}` of the labels with `least` positives"
-    from sklearn.metrics import roc_auc_score
-    out = {}
-    for i in range(y.shape[1]):
-        known = ~np.isnan(y[:, i])
-        if y[known, i].sum() >= least: out[i] = roc_auc_score(y[known, i], logits[known, i]), int(y[known, i].sum())
-    return out
+def optimizer(net):
+    "AdamW; `scale` is what the groups get of the learning rate"
+    first = ("conv0", "norm0", "denseblock1", "transition1", "denseblock2", "transition2")
+    groups = {(early, decay): [] for early in (True, False) for decay in (True, False)}
+    for name, p in net.named_parameters(): groups[any(f"features.{o}" in name for o in first), p.ndim > 1].append(p)
+    return torch.optim.AdamW([
+        {"params": params, "scale": EARLY if early else 1., "weight_decay": DECAY if decay else 0.}
+        for (early, decay), params in groups.items()], RATE, betas=(.9, .99))
 
 
-def check(net, pool, size):
-    "One line: the mean AUROC of the findings and of all labels on the simulated chen validation split"
-    net.eval()
-    dl = torch.utils.data.DataLoader(Pool(pool / "val", size, False), 16)
-    with torch.inference_mode(): z, y = (torch.cat(t).numpy() for t in zip(*[(net(x)[0], y) for x, (y, _) in dl]))
-    scores = auroc(z, y, 5)
-    own = {FINDINGS[i]: float(a) for i, (a, _) in scores.items() if i < len(FINDINGS)}
-    mean = np.mean([a for a, _ in scores.values()])
-    print(f"{size} px: val AUROC of {len(scores)} labels with 5 or more positives {mean:.3f}, of the findings",
-          round(np.mean(list(own.values())), 3), {name: round(a, 2) for name, a in own.items()}, flush=True)
-
-
-def log_callback(rank, start):
-    from fastai.callback.core import Callback
-    class Log(Callback):
-        "A line each 25 batches"
-        def after_batch(self):
-            if self.training and rank == 0 and self.train_iter % 25 == 0:
-                minutes, loss = (time.time() - start) / 60, self.learn.smooth_loss.item()
-                print(f"{minutes:5.1f} min  {self.train_iter}/{self.n_iter}  loss {loss:.4f}", flush=True)
-    return Log()
-
-
-def stage(net, pool, size, batches, bs, lr, start):
-    "One size of the progressive resizing: one cycle"
-    from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cycle)
-    from fastai.data.core import DataLoaders
-    from fastai.learner import Learner
-    rank, data = int(os.environ.get("RANK", 0)), Pool(pool / "train", size, True)
-    def loader(n):
-        seeded = torch.Generator().manual_seed(1000 * size + rank)
-        sampler = torch.utils.data.RandomSampler(data, num_samples=n * bs, generator=seeded)
-        return torch.utils.data.DataLoader(data, bs, sampler=sampler)
-    dls = DataLoaders(loader(batches), loader(1))
-    learn = Learner(dls, net, loss, wd=.05, path=pool, cbs=[log_callback(rank, start)])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr, pct_start=.15)
-
-
-def train(pool):
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    bare, start = PlacedNet(len(json.loads((pool / "labels.json").read_text()))), time.time()
-    earlier = (pool / "start.safetensors").exists()
-    if earlier: bare.encoder.load_state_dict(load_finding_net(pool / "start.safetensors")[0].encoder.state_dict())
-    net = bare.to(memory_format=torch.channels_last)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        torch.distributed.init_process_group("gloo")
-        net = nn.parallel.DistributedDataParallel(bare)
-    rank = int(os.environ.get("RANK", 0))
-    for size, batches, bs, lr in STAGES[-1:] if earlier else STAGES:
-        done = pool / f"stage{size}.pt"
-        if done.exists(): bare.load_state_dict(torch.load(done, weights_only=True)); continue
-        stage(net, pool, size, batches, bs, lr, start)
-        if rank == 0:
-            torch.save(bare.state_dict(), done)
-            check(bare, pool, size)
-        if net is not bare: torch.distributed.barrier()
-    if rank == 0: save_encoder(findings_only(bare), pool / "phantom_encoder.safetensors", FINDINGS)
+def fit(net, mixer, finding, kept, steps):
+    "One cycle; returns the average of the weights. Goes on from the file `kept`, which is written each 100 batches"
+    opt, average, first, shown = optimizer(net), copy.deepcopy(net), 0, []
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        net.load_state_dict(state["net"]), average.load_state_dict(state["average"]), opt.load_state_dict(state["opt"])
+        first = state["step"]
+    start = time.time()
+    for step in range(first, steps):
+        t, keep = step / steps, min(AVERAGE, (step + 1) / (step + 10))
+        rate = RATE * (t / .1 if t < .1 else .5 * (1 + math.cos(math.pi * (t - .1) / .9)) + .01)
+        for group in opt.param_groups: group["lr"] = rate * group["scale"]
+        opt.zero_grad()
+        one = loss(net, mixer.batch(step), finding)
+        one.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 5.)
+        opt.step()
+        with torch.no_grad():
+            for a, b in zip(average.parameters(), net.parameters()): a.lerp_(b, 1 - keep)
+        shown.append(one.item())
+        if (step + 1) % 25 == 0:
+            minutes = (time.time() - start) / 60
+            print(f"{minutes:6.1f} min  {step + 1}/{steps}  loss {np.mean(shown[-25:]):.4f}", flush=True)
+        if (step + 1) % 100 == 0:
+            state = {"net": net.state_dict(), "average": average.state_dict(), "opt": opt.state_dict()}
+            torch.save(state | {"step": step + 1}, kept.with_suffix(".part"))
+            os.replace(kept.with_suffix(".part"), kept)
+    return average
 
 
 def findings_only(net):
@@ -230,25 +412,76 @@ def findings_only(net):
     out = FindingNet(len(FINDINGS))
     out.encoder.load_state_dict(net.encoder.state_dict())
     out.head.weight.data, out.head.bias.data = net.head.weight.data[:len(FINDINGS)], net.head.bias.data[:len(FINDINGS)]
-    return out
+    return out.eval()
 
 
-def test():
-    "AUROC of the shipped weights on the simulated chen test split, from the stored features"
-    from xraycap.batches import pool_views
-    from xraycap.encoder import ImageEncoder
-    from xraycap.fast import fused
-    from xraycap.features import store_features
+def radiographs_of(path, part):
+    "Part of a table, and the findings and headings that its labels can name"
+    table = load_studies(path)
+    return table[table.split == part], parts(table.attrs["labels"])
+
+
+def train(pool, start, radiographs, children, steps):
+    torch.manual_seed(0)
+    names = [tuple(name) for name in json.loads((pool / "labels.json").read_text())]
+    table, known = radiographs_of(radiographs, "train")
+    real, young = Radiographs(table, names, known), None
+    if children: young = Radiographs(load_studies(children), names, known, whole=False)
+    mixer, net = Mixer(Phantoms(pool / "train"), real, young, 0), started(names, start)
+    recalibrate(net, mixer)
+    net = fit(net, mixer, [FINDINGS.index(f) for f, _ in names], pool / "train.state", steps)
+    out = findings_only(net)
+    save_encoder(out, pool / "chest_encoder.safetensors", FINDINGS)
+    val = Phantoms(pool / "val")
+    tell(scores(out, val.x, val.y[:, :len(FINDINGS)].numpy() == 1), "simulated studies, part val", 5)
+    test_radiographs(out, radiographs, "val")
+
+
+# --- measuring
+
+@torch.inference_mode()
+def scores(net, views, y):
+    "{finding: (AUROC, positives)} of uint8 (n,2,224,224) and truth values (n,findings)"
+    from sklearn.metrics import roc_auc_score
+    z = torch.cat([net(torch.from_numpy(np.stack(views[i:i + 16]))) for i in range(0, len(views), 16)]).numpy()
+    return {f: (float(roc_auc_score(y[:, i], z[:, i])), int(y[:, i].sum()))
+            for i, f in enumerate(FINDINGS) if 0 < y[:, i].sum() < len(y)}
+
+
+def tell(found, of, least):
+    "A line for each finding, and the means"
+    for f, (a, n) in sorted(found.items(), key=lambda o: -o[1][1]): print(f"{f:28} {n:4d} positives  AUROC {a:.3f}")
+    for some, name in ((FINDINGS, "all"), (SEVEN, "the seven")):
+        often = [a for f, (a, n) in found.items() if n >= least and f in some]
+        print(f"{of}: mean over the {len(often)} of {name} that {least} or more have {sum(often) / max(1, len(often)):.3f}")
+
+
+def test_radiographs(net, path, part):
+    "AUROC on a part of a table, for the findings that its labels can name"
+    table, known = radiographs_of(path, part)
+    y = np.array([[(f, "") in known and f in mesh_findings(mesh) for f in FINDINGS] for mesh in table.mesh])
+    tell(scores(net, [study_views(study) for study in table.itertuples()], y), f"{path}, part {part}", 8)
+
+
+def test(weights, radiographs):
+    net, findings = load_finding_net(weights)
     studies = load_studies("phantom")
     studies = studies[studies.split == "test"]
-    store, (net, findings) = store_features(studies, fused(ImageEncoder("phantom"))), load_finding_net()
-    pooled = torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid]))
-    with torch.inference_mode(): z = net.head(pooled).numpy()
-    scores = auroc(z, np.array([[f in mesh_findings(m) for f in findings] for m in studies.mesh], "f4"), 1)
-    for i, (a, n) in sorted(scores.items(), key=lambda s: -s[1][1]):
-        print(f"{findings[i]:28} {n:4d} positives  AUROC {a:.3f}")
-    often = np.mean([a for a, n in scores.values() if n >= 20])
-    print(f"mean over the findings with 20 or more positives: {often:.3f}")
+    y = np.array([[f in mesh_findings(mesh) for f in findings] for mesh in studies.mesh])
+    tell(scores(net, [study_views(study) for study in studies.itertuples()], y), "simulated studies, part test", 20)
+    if radiographs: test_radiographs(net, radiographs, "test")
 
 
-if __name__ == "__main__": {"render": render, "train": train, "test": test}[sys.argv[1]](*map(Path, sys.argv[2:]))
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("what", choices=["render", "train", "test"])
+    ap.add_argument("path", nargs="?", type=Path, help="the pool, or the weights to test (those of the package)")
+    ap.add_argument("--studies", type=int, default=STUDIES, help="simulated studies of the pool")
+    ap.add_argument("--start", type=Path, help="weights to go on from (those of the package)")
+    ap.add_argument("--radiographs", type=Path, help="table of labelled radiographs")
+    ap.add_argument("--children", type=Path, help="table of labelled radiographs of children")
+    ap.add_argument("--steps", type=int, default=STEPS, help="batches")
+    a = ap.parse_args()
+    if a.what == "render": render(a.path, a.studies)
+    elif a.what == "train": train(a.path, a.start, a.radiographs, a.children, a.steps)
+    else: test(a.path, a.radiographs)
