@@ -4,9 +4,9 @@
     python tools/train_encoder.py train POOL --start EARLIER --radiographs NIH.csv --children CHILDREN.csv
     python tools/train_encoder.py test [WEIGHTS] [--radiographs NIH.csv]    # AUROC of each finding
 
-Both tables have the columns `frontal,labels` and are read as `load_studies` reads them. Of the radiographs the part
-train is learnt, the part val looked at in the end, and the part test left alone; of the children all. Interrupted, `train` goes on from its last hundredth
-batch, with the batches that it would have had. It writes POOL/chest_encoder.safetensors.
+Both tables have the columns `frontal,labels` and are read as `load_studies` reads them; the radiographs' part test is
+left alone. Interrupted, `train` goes on from its last hundredth batch, with the batches that it would have had. It
+writes POOL/chest_encoder.safetensors.
 
 EARLIER are weights of `save_encoder`. Those of the shipped ones had learnt from simulated studies only: they are the
 file xraycap/assets/phantom_encoder.safetensors of earlier versions, and train_encoder.log is what that training
@@ -26,6 +26,7 @@ import os
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,31 @@ from xraycap.phantom import phantom, study_views
 from xraycap.radiographs import open_radiograph, square
 from xraycap.studies import load_studies
 
+@dataclass
+class Run:
+    "A training of one cycle"
+    name: str
+    start: str = ""  # the run whose weights it goes on from; '': those of --start
+    parts: tuple = ("train", "val")  # of the table of radiographs
+    simulated: int = 2  # studies of two views in a batch
+    radiographs: int = 16  # of the table
+    children: int = 2  # radiographs of children
+    steps: int = 520  # batches
+    rate: float = 2e-4  # highest learning rate
+    strength: float = .5  # of the changes of a picture
+    mixup: float = .2  # of mixing two radiographs (beta distribution)
+    seed: int = 0
+
+
+RUNS = [Run("real", parts=("train",), simulated=0, children=0, steps=900),
+        Run("both1", "real", seed=1),
+        Run("both2", "real", seed=2, strength=.7, mixup=.3)]
+MEAN = ["both1", "both2"]  # the mean of their weights is what ships
+WORTH = {"simulated": 1., "radiographs": 3., "children": .5}  # weight of each kind in the loss
 STUDIES = 2_000  # of the pool
 SIDE = 256  # pixels a side at which radiographs are kept
-COUNTS = {"both": 2, "frontal": 2, "radiographs": 16, "children": 2}  # in a batch: studies of two views, of one, ...
-WORTH = {"both": 1., "frontal": 1., "radiographs": 2., "children": .5}  # weight of each kind in the loss
 PLACES = 10.  # weight of the loss at each place beside that of the study
-STEPS, RATE, EARLY = 900, 3e-4, .3  # batches, highest learning rate, share of it for the encoder's first half
 DECAY, AVERAGE = .05, .99  # AdamW's weight decay; what the average of the weights keeps at each batch
-STRENGTH, MIXUP = .7, .2  # of the changes of a picture; of mixing two radiographs (beta distribution)
 SEVEN = {"Cardiomegaly", "Pleural Effusion", "Edema", "Atelectasis", "Airspace Disease", "Pneumothorax", "Nodule"}
 DRAWN = [  # by the phantom, where a code says nothing
     {"right", "left"},
@@ -201,20 +219,20 @@ def as_film(x, films, rng):
     return x
 
 
-def exposed(x, rng):
+def exposed(x, rng, strength):
     "A picture (h,w), 0 to 255, as another machine might have taken it: tone, blur, noise, now and then a part hidden"
-    x = (x / 255).clamp(0, 1) ** math.exp(rng.normal(0, .3 * STRENGTH))
+    x = (x / 255).clamp(0, 1) ** math.exp(rng.normal(0, .3 * strength))
     if rng.random() < .3:  # a curve with a toe and a shoulder
         k, m = rng.uniform(2, 6), rng.uniform(.35, .65)
         low, high = 1 / (1 + math.exp(k * m)), 1 / (1 + math.exp(-k * (1 - m)))
         x = (torch.sigmoid(k * (x - m)) - low) / (high - low)
-    x = 255 * ((x - .5) * math.exp(rng.normal(0, .15 * STRENGTH)) + .5 + rng.normal(0, .05 * STRENGTH))
-    if rng.random() < .4 * STRENGTH:
+    x = 255 * ((x - .5) * math.exp(rng.normal(0, .15 * strength)) + .5 + rng.normal(0, .05 * strength))
+    if rng.random() < .4 * strength:
         size = int(rng.choice([64, 64, 96, 128, 160]))
         small = F.interpolate(x[None, None], (size, size), mode="bilinear", antialias=True)
         x = F.interpolate(small, (224, 224), mode="bilinear")[0, 0]
     if rng.random() < .3: x = x + torch.from_numpy(rng.normal(0, rng.uniform(1, 9), x.shape).astype("f4"))
-    if rng.random() < .3 * STRENGTH:
+    if rng.random() < .3 * strength:
         height, width = rng.integers(20, 80, 2)
         top, left = rng.integers(0, 224 - height), rng.integers(0, 224 - width)
         x[top:top + height, left:left + width] = rng.uniform(0, 255)
@@ -225,27 +243,27 @@ def as_bytes(x): return x.clamp(0, 255).to(torch.uint8)
 
 
 class Mixer:
-    "Batches of all kinds of images; which and how changed depends on the batch's number only"
-    def __init__(self, phantoms, radiographs, children, seed):
-        self.phantoms, self.radiographs, self.children, self.seed = phantoms, radiographs, children, seed
-        self.films = radiographs.x if children is None else torch.cat([radiographs.x, children.x[::8]])
+    "Batches of a run; which images are in them, and how they are changed, depends on the batch's number only"
+    def __init__(self, phantoms, radiographs, children, run):
+        self.phantoms, self.radiographs, self.children, self.run = phantoms, radiographs, children, run
+        self.films = torch.cat([radiographs.x, children.x[::8]])
 
-    def simulated(self, n, views, rng):
-        "uint8 (n,views,224,224), labels, and the findings' masks (n,views,f,7,7)"
+    def simulated(self, n, rng):
+        "uint8 (n,2,224,224), labels, and the findings' masks (n,2,f,7,7)"
         i = np.sort(rng.integers(0, len(self.phantoms.x), n))
         x, masks = self.phantoms[i]
         seen, places = [], []
-        for v in range(views):
+        for v in range(2):
             a, m = moved(x[:, v:v + 1], rng, masks=masks[:, :, v])
             a = [as_film(o, self.films, rng) if rng.random() < .75 else o for o in a[:, 0]]
-            seen.append(as_bytes(torch.stack([exposed(o, rng) for o in a])))
+            seen.append(as_bytes(torch.stack([exposed(o, rng, self.run.strength) for o in a])))
             places.append(F.adaptive_max_pool2d(m, 7))
         return torch.stack(seen, 1), self.phantoms.y[i], torch.stack(places, 1)
 
     def real(self, data, i, rng, mixup=0.):
         "uint8 (n,1,224,224), labels, and no masks"
-        x, y = moved(data.x[i, None].float(), rng, STRENGTH)[0][:, 0], data.y[i]
-        x = torch.stack([exposed(o, rng) for o in x])
+        x, y = moved(data.x[i, None].float(), rng, self.run.strength)[0][:, 0], data.y[i]
+        x = torch.stack([exposed(o, rng, self.run.strength) for o in x])
         if mixup:
             share = torch.from_numpy(rng.beta(mixup, mixup, len(x)).astype("f4"))
             share = torch.maximum(share, 1 - share)
@@ -255,59 +273,23 @@ class Mixer:
     def turn(self, n, step):
         "Whose turn it is: each radiograph once before any comes again"
         size = len(self.radiographs.x)
-        order = {i // size: np.random.default_rng([self.seed, i // size]).permutation(size)
+        order = {i // size: np.random.default_rng([self.run.seed, i // size]).permutation(size)
                  for i in (step * n, step * n + n - 1)}
         return [order[i // size][i % size] for i in range(step * n, step * n + n)]
 
     def batch(self, step):
         "{kind: (images, labels, masks or None)}"
-        rng = np.random.default_rng([self.seed, 1, step])
-        out = {"both": self.simulated(COUNTS["both"], 2, rng), "frontal": self.simulated(COUNTS["frontal"], 1, rng)}
-        if self.children is not None:
-            out["children"] = self.real(self.children, rng.integers(0, len(self.children.x), COUNTS["children"]), rng)
-        return out | {"radiographs": self.real(self.radiographs, self.turn(COUNTS["radiographs"], step), rng, MIXUP)}
+        rng, run, out = np.random.default_rng([self.run.seed, 1, step]), self.run, {}
+        if run.simulated: out["simulated"] = self.simulated(run.simulated, rng)
+        if run.children:
+            out["children"] = self.real(self.children, rng.integers(0, len(self.children.x), run.children), rng)
+        return out | {"radiographs": self.real(self.radiographs, self.turn(run.radiographs, step), rng, run.mixup)}
 
 
-# --- the network, with batch norm's statistics fixed: a third less time than torchvision's
-
-def scale_shift(norm):
-    "The constants of a batch norm in evaluation mode, which is a * x + b"
-    a = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return a, norm.bias - a * norm.running_mean
-
-
-def relu_conv(x, norm, conv, a2=None, b2=None):
-    "conv(relu(norm(x))), and a2 * it + b2: relu(a x + b) is |a| relu(sign x + b / |a|), and |a| goes into the weights"
-    with torch.no_grad():
-        a, b = scale_shift(norm)
-        size = a.abs().clamp(min=1e-6)
-        shift, sign = (b / size).to(x.dtype)[:, None, None], a.sign().to(x.dtype)[:, None, None]
-    z = (x + shift if (a > 0).all() else torch.addcmul(shift, x, sign)).relu_()
-    weight = conv.weight * size[:, None, None]
-    if a2 is None: return F.conv2d(z, weight.to(x.dtype))
-    return F.conv2d(z, (weight * a2[:, None, None, None]).to(x.dtype), b2.to(x.dtype))
-
-
-def places_of(encoder, x):
-    "The encoder in bfloat16: uint8 (n,H,W) to (n,places,1024)"
-    net = encoder.features
-    a, b = scale_shift(net.norm0)
-    x = encoder.prepare(x).bfloat16().to(memory_format=torch.channels_last)
-    y = F.conv2d(x, (net.conv0.weight * a[:, None, None, None]).bfloat16(), b.bfloat16(), 2, 3)
-    y = F.max_pool2d(y, 3, 2, 1).relu()
-    for k in (1, 2, 3, 4):
-        for layer in getattr(net, f"denseblock{k}").children():
-            z = relu_conv(y, layer.norm1, layer.conv1, *scale_shift(layer.norm2)).relu_()
-            y = torch.cat([y, F.conv2d(z, layer.conv2.weight.to(z.dtype), padding=1)], 1)
-        if k < 4:
-            after = getattr(net, f"transition{k}")
-            y = F.avg_pool2d(relu_conv(y, after.norm, after.conv), 2)
-    a, b = (o.to(y.dtype)[:, None, None] for o in scale_shift(net.norm5))
-    return torch.addcmul(b, y, a).relu().flatten(2).transpose(1, 2)
-
+# --- the network
 
 class PlacedNet(FindingNet):
-    "A FindingNet with a second head that reads each place on its own; a study of one view has it twice"
+    "A FindingNet with a second head that reads each place on its own; a study of one view has it twice. In bfloat16"
     def __init__(self, n):
         super().__init__(n)
         self.at = nn.ModuleList([nn.Linear(1024, n) for _ in range(2)])
@@ -316,7 +298,8 @@ class PlacedNet(FindingNet):
     def forward(self, images):
         "List of uint8 (n,v,H,W) -> for each the logits (n,labels) of the study and (n,v*places,labels) of its places"
         sizes = [len(x) * x.shape[1] for x in images]
-        a, out = places_of(self.encoder, torch.cat([x.flatten(0, 1) for x in images])), []
+        with torch.autocast("cpu", torch.bfloat16):
+            a, out = self.encoder.spatial(torch.cat([x.flatten(0, 1) for x in images])), []
         for x, seen in zip(images, a.split(sizes)):
             seen = seen.float().unflatten(0, x.shape[:2])  # n v p c
             pooled = seen.mean(2).expand(-1, 2, -1).flatten(1)  # n (v c)
@@ -335,16 +318,13 @@ def started(names, weights):
 
 
 @torch.no_grad()
-def recalibrate(net, mixer, batches=8):
+def recalibrate(net, mixer, batches):
     "Batch norm's statistics from batches of all kinds"
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean
     net.train()
-    x = torch.cat([images.flatten(0, 1) for k in range(batches) for images, _, _ in mixer.batch(k).values()])
-    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
-    for some in x.split(16):
-        with torch.autocast("cpu", torch.bfloat16): net.encoder(some)
+    for k in range(batches): net([images for images, _, _ in mixer.batch(k).values()])
     net.eval()
 
 
@@ -367,39 +347,37 @@ def loss(net, batch, finding):
     return total
 
 
-def optimizer(net):
-    "AdamW; `scale` is what the groups get of the learning rate"
-    first = ("conv0", "norm0", "denseblock1", "transition1", "denseblock2", "transition2")
-    groups = {(early, decay): [] for early in (True, False) for decay in (True, False)}
-    for name, p in net.named_parameters(): groups[any(f"features.{o}" in name for o in first), p.ndim > 1].append(p)
-    return torch.optim.AdamW([
-        {"params": params, "scale": EARLY if early else 1., "weight_decay": DECAY if decay else 0.}
-        for (early, decay), params in groups.items()], RATE, betas=(.9, .99))
+def averaged(a, b, share):
+    "Move the state of `a`, a share of the way, towards that of `b`"
+    for old, new in zip(a.state_dict().values(), b.state_dict().values()):
+        if old.is_floating_point(): old.lerp_(new, share)
 
 
-def fit(net, mixer, finding, kept, steps):
+def fit(net, mixer, finding, steps, rate, kept):
     "One cycle; returns the average of the weights. Goes on from the file `kept`, which is written each 100 batches"
-    opt, average, first, shown = optimizer(net), copy.deepcopy(net), 0, []
+    weights, others = ([p for p in net.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    opt = torch.optim.AdamW([{"params": weights, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.}],
+                            rate, betas=(.9, .99))
+    average, first, shown, start = copy.deepcopy(net), 0, [], time.time()
     if kept.exists():
         state = torch.load(kept, weights_only=True)
         net.load_state_dict(state["net"]), average.load_state_dict(state["average"]), opt.load_state_dict(state["opt"])
         first = state["step"]
-    start = time.time()
+    net.train()
     for step in range(first, steps):
-        t, keep = step / steps, min(AVERAGE, (step + 1) / (step + 10))
-        rate = RATE * (t / .1 if t < .1 else .5 * (1 + math.cos(math.pi * (t - .1) / .9)) + .01)
-        for group in opt.param_groups: group["lr"] = rate * group["scale"]
+        t = step / steps
+        for group in opt.param_groups:
+            group["lr"] = rate * (t / .1 if t < .1 else .5 * (1 + math.cos(math.pi * (t - .1) / .9)) + .01)
         opt.zero_grad()
         one = loss(net, mixer.batch(step), finding)
         one.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 5.)
         opt.step()
-        with torch.no_grad():
-            for a, b in zip(average.parameters(), net.parameters()): a.lerp_(b, 1 - keep)
+        with torch.no_grad(): averaged(average, net, 1 - min(AVERAGE, (step + 1) / (step + 10)))
         shown.append(one.item())
         if (step + 1) % 25 == 0:
             minutes = (time.time() - start) / 60
-            print(f"{minutes:6.1f} min  {step + 1}/{steps}  loss {np.mean(shown[-25:]):.4f}", flush=True)
+            print(f"{kept.stem} {minutes:6.1f} min  {step + 1}/{steps}  loss {np.mean(shown[-25:]):.4f}", flush=True)
         if (step + 1) % 100 == 0:
             state = {"net": net.state_dict(), "average": average.state_dict(), "opt": opt.state_dict()}
             torch.save(state | {"step": step + 1}, kept.with_suffix(".part"))
@@ -415,26 +393,33 @@ def findings_only(net):
     return out.eval()
 
 
-def radiographs_of(path, part):
-    "Part of a table, and the findings and headings that its labels can name"
+def load_radiographs(path):
+    "A table, and the findings and headings that its labels can name"
     table = load_studies(path)
-    return table[table.split == part], parts(table.attrs["labels"])
+    return table, parts(table.attrs["labels"])
 
 
-def train(pool, start, radiographs, children, steps):
-    torch.manual_seed(0)
+def train(pool, start, radiographs, children, scale):
     names = [tuple(name) for name in json.loads((pool / "labels.json").read_text())]
-    table, known = radiographs_of(radiographs, "train")
-    real, young = Radiographs(table, names, known), None
-    if children: young = Radiographs(load_studies(children), names, known, whole=False)
-    mixer, net = Mixer(Phantoms(pool / "train"), real, young, 0), started(names, start)
-    recalibrate(net, mixer)
-    net = fit(net, mixer, [FINDINGS.index(f) for f, _ in names], pool / "train.state", steps)
+    finding, phantoms = [FINDINGS.index(f) for f, _ in names], Phantoms(pool / "train")
+    table, known = load_radiographs(radiographs)
+    young = Radiographs(load_studies(children), names, known, whole=False)
+    for run in RUNS:
+        torch.manual_seed(run.seed)
+        done, net = pool / f"{run.name}.pt", started(names, start)
+        mixer = Mixer(phantoms, Radiographs(table[table.split.isin(run.parts)], names, known), young, run)
+        if done.exists(): continue
+        if run.start: net.load_state_dict(torch.load(pool / f"{run.start}.pt", weights_only=True))
+        net = fit(net, mixer, finding, max(1, round(scale * run.steps)), run.rate, pool / f"{run.name}.state")
+        torch.save(net.state_dict(), done)
+    states = [torch.load(pool / f"{name}.pt", weights_only=True) for name in MEAN]
+    net.load_state_dict({k: sum(s[k].double() for s in states).div(len(states)).to(v.dtype)
+                         for k, v in states[0].items()})
+    recalibrate(net, mixer, max(1, round(scale * 24)))
     out = findings_only(net)
     save_encoder(out, pool / "chest_encoder.safetensors", FINDINGS)
     val = Phantoms(pool / "val")
     tell(scores(out, val.x, val.y[:, :len(FINDINGS)].numpy() == 1), "simulated studies, part val", 5)
-    test_radiographs(out, radiographs, "val")
 
 
 # --- measuring
@@ -456,11 +441,12 @@ def tell(found, of, least):
         print(f"{of}: mean over the {len(often)} of {name} that {least} or more have {sum(often) / max(1, len(often)):.3f}")
 
 
-def test_radiographs(net, path, part):
-    "AUROC on a part of a table, for the findings that its labels can name"
-    table, known = radiographs_of(path, part)
+def test_radiographs(net, path):
+    "AUROC on the part test of a table, for the findings that its labels can name"
+    table, known = load_radiographs(path)
+    table = table[table.split == "test"]
     y = np.array([[(f, "") in known and f in mesh_findings(mesh) for f in FINDINGS] for mesh in table.mesh])
-    tell(scores(net, [study_views(study) for study in table.itertuples()], y), f"{path}, part {part}", 8)
+    tell(scores(net, [study_views(study) for study in table.itertuples()], y), f"{path}, part test", 8)
 
 
 def test(weights, radiographs):
@@ -469,7 +455,7 @@ def test(weights, radiographs):
     studies = studies[studies.split == "test"]
     y = np.array([[f in mesh_findings(mesh) for f in findings] for mesh in studies.mesh])
     tell(scores(net, [study_views(study) for study in studies.itertuples()], y), "simulated studies, part test", 20)
-    if radiographs: test_radiographs(net, radiographs, "test")
+    if radiographs: test_radiographs(net, radiographs)
 
 
 if __name__ == "__main__":
@@ -480,8 +466,8 @@ if __name__ == "__main__":
     ap.add_argument("--start", type=Path, help="weights to go on from (those of the package)")
     ap.add_argument("--radiographs", type=Path, help="table of labelled radiographs")
     ap.add_argument("--children", type=Path, help="table of labelled radiographs of children")
-    ap.add_argument("--steps", type=int, default=STEPS, help="batches")
+    ap.add_argument("--scale", type=float, default=1., help="of the number of batches")
     a = ap.parse_args()
     if a.what == "render": render(a.path, a.studies)
-    elif a.what == "train": train(a.path, a.start, a.radiographs, a.children, a.steps)
+    elif a.what == "train": train(a.path, a.start, a.radiographs, a.children, a.scale)
     else: test(a.path, a.radiographs)
