@@ -6,9 +6,9 @@ Writes xraycap/assets/inputs.safetensors, which belongs to these weights and no 
 mistakes that the appendix shows; run it again whenever the encoder changes.
 
 The tables have the columns `frontal` and, if there, `patient` and `split` (train: to fit; val: to set the limits; test:
-to measure); without `split`, a fifth of the patients is val and a fifth test. The simulated studies have the chen split.
-Half of the pictures of train and val are changed as another machine might have taken them, so that the rule does not
-learn one hospital's manner. The photographs are those that come with scikit-learn and, where it is installed,
+to measure); without `split`, a fifth of the patients is val and a fifth test. The simulated studies have the chen
+split. Half of the pictures of train and val are changed as another machine might have taken them, so that the rule does
+not learn one hospital's manner. The photographs are those that come with scikit-learn and, where it is installed,
 scikit-image; nothing is fitted on them, nor on any other picture that is no chest radiograph.
 """
 import argparse
@@ -48,11 +48,13 @@ def parts(path, most, rng):
     "{part of the split: pictures (n, 224, 224)} of a table, at most `most` of each."
     table = pd.read_csv(path)
     if "split" not in table:
-        who = table.patient if "patient" in table else table.frontal.map(lambda f: Path(f).stem.split("_")[0].rsplit("-", 1)[0])
+        who = table.frontal.map(lambda f: Path(f).stem.split("_")[0].rsplit("-", 1)[0])  # person7_virus_1, IM-0007-0001
+        if "patient" in table: who = table.patient
         turn = who.map(lambda o: zlib.crc32(str(o).encode()) % 5)
         table["split"] = np.select([turn == 3, turn == 4], ["val", "test"], "train")
     chosen = table.sample(frac=1, random_state=rng.integers(2**31)).groupby("split").head(most)
-    return {part: np.stack([square(open_radiograph(f)) for f in rows.frontal]) for part, rows in chosen.groupby("split")}
+    files = {part: rows.frontal for part, rows in chosen.groupby("split")}
+    return {part: np.stack([square(open_radiograph(f)) for f in some]) for part, some in files.items()}
 
 
 def simulated(most, rng):

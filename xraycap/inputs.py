@@ -36,7 +36,7 @@ def fit_rule(
     k: int = 64,  # directions
     shrink: float = .3,  # share of the mean covariance in each cloud's own
 ) -> dict:  # `kinds`, and arrays in half precision
-    "A cloud for each kind of picture, and how far its pictures stray."
+    "A cloud for each group of pictures, and how far its pictures stray."
     points = [x.astype("float64") for _, x in known.values()]
     centre = np.mean([x.mean(0) for x in points], 0)
     within = np.concatenate([x - x.mean(0) for x in points])
@@ -76,11 +76,12 @@ def input_rule(
         arrays = {name: f.get_tensor(name).astype(np.float32) for name in f.keys()}
     return {"kinds": json.loads(about["kinds"]), **arrays}
 
-# %% ../nbs/p_inputs.ipynb #42838bce
-def _kind(pooled, rule, reach):
-    "The kind of the nearest cloud; 'other' if even that is further than `reach`."
+# %% ../nbs/p_inputs.ipynb #fa412fc8
+def _kind(pooled, rule):
+    "The kind of the nearest cloud; 'other' if even that is too far."
     away = distances(pooled[None], rule)[0]
-    return rule["kinds"][away.argmin()] if away.min() <= reach else "other"
+    kind = rule["kinds"][away.argmin()]
+    return kind if away.min() <= (2 if kind == "lateral" else 1) else "other"
 
 _ODD = {"other": "The {place} picture does not look like a chest radiograph.",
         "negative": "The {view} picture looks like a negative: bones should be white.",
@@ -93,7 +94,8 @@ def input_warnings(
 ) -> list:  # of str, a sentence each
     "What is odd about the pictures of a study."
     if rule is None: return []
-    first, second = _kind(frontal, rule, 1), "lateral" if lateral is None else _kind(lateral, rule, 2)
-    if (first, second) == ("lateral", "frontal"): return ["The two views seem to be swapped: give the frontal one first."]
+    first, second = _kind(frontal, rule), "lateral" if lateral is None else _kind(lateral, rule)
+    if (first, second) == ("lateral", "frontal"):
+        return ["The two views seem to be swapped: give the frontal one first."]
     seen = [("frontal", "first", first), ("lateral", "second", second)]
     return [_ODD[kind].format(place=place, view=view) for view, place, kind in seen if kind != view]
