@@ -23,9 +23,9 @@ def distances(
 ) -> np.ndarray:  # (n, clouds), in units of the distance that 98 % of a cloud keep
     "How far each picture is from each cloud."
     off = pooled - rule["centre"]
-    z = off @ rule["directions"]  # n k
-    rest = (off ** 2).sum(1) - ((z * rule["spread"]) ** 2).sum(1)
-    z = z[:, None] - rule["means"]  # n clouds k
+    along = off @ rule["directions"]  # n k
+    rest = ((off - along @ rule["directions"].T) ** 2).sum(1)
+    z = (along / rule["spread"])[:, None] - rule["means"]  # n clouds k
     inside = np.einsum("ngi,gij,ngj->ng", z, rule["precisions"], z) / z.shape[2]
     return (inside + rest[:, None] / rule["rest"]) / rule["limits"]
 
@@ -42,10 +42,10 @@ def fit_rule(
     within = np.concatenate([x - x.mean(0) for x in points])
     variance, directions = (a[..., ::-1][..., :k] for a in np.linalg.eigh(within.T @ within / len(within)))
     spread = np.sqrt(variance)
-    z = [(x - centre) @ (directions / spread) for x in points]  # whitened: the mean covariance of all is 1
+    z = [(x - centre) @ directions / spread for x in points]  # in these units the mean covariance of all is 1
     rest = [((x - centre) ** 2).sum(1) - ((a * spread) ** 2).sum(1) for x, a in zip(points, z)]
     rule = dict(
-        centre=centre, directions=directions / spread, spread=spread, means=[a.mean(0) for a in z],
+        centre=centre, directions=directions, spread=spread, means=[a.mean(0) for a in z],
         precisions=[np.linalg.inv((1 - shrink) * np.cov(a.T) + shrink * np.eye(k)) for a in z],
         rest=[a.mean() for a in rest], limits=np.ones(len(z)))
     rule = {name: np.asarray(a, np.float16).astype(np.float32) for name, a in rule.items()}
