@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from .files import assets
 
@@ -61,7 +61,7 @@ def save_rule(
 ):
     "Write a rule in half precision."
     arrays = {name: a.astype(np.float16) for name, a in rule.items() if name != "kinds"}
-    save_file(arrays, path, {"kinds": json.dumps(rule["kinds"]), "encoder": encoder})
+    Path(path).write_bytes(save(arrays, {"kinds": json.dumps(rule["kinds"]), "encoder": encoder}))
 
 @cache
 def input_rule(
@@ -85,7 +85,8 @@ def _kind(pooled, rule):
 
 _ODD = {"other": "The {place} picture does not look like a chest radiograph.",
         "negative": "The {view} picture looks like a negative: bones should be white.",
-        "lateral": "The frontal view looks like a lateral one.", "frontal": "The lateral view looks like a frontal one."}
+        "lateral": "The frontal view looks like a lateral one.",
+        "frontal": "The lateral view looks like a frontal one."}
 
 def input_warnings(
     frontal: np.ndarray,  # (1024,) pooled features of the first picture
