@@ -5,6 +5,7 @@ import struct
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from itertools import product
 from threading import Event, Thread
@@ -104,6 +105,13 @@ def test_one_and_two_images_in_order(client):
     assert np.shape(one.json["attention"]) == (2, 1, 7, 7) and len(one.json["views"]) == 1
     for answer in one, two: assert np.allclose(np.sum(answer.json["attention"], axis=(1, 2, 3)), 1, atol=.01)
     assert "Not for diagnosis" in one.json["notice"] and "simulated" in one.json["notice"]
+
+
+def test_warnings_are_a_list_always(client, monkeypatch):
+    assert post(client, frontal=(png(), "a.png")).json["warnings"] == []
+    said, report = ["The first picture does not look like a chest radiograph."], Stub.report
+    monkeypatch.setattr(Stub, "report", lambda *args, **kwargs: replace(report(*args, **kwargs), warnings=said))
+    assert post(client, frontal=(png(), "a.png")).json["warnings"] == said
 
 
 def test_content_counts_and_not_the_name(client):

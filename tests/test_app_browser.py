@@ -84,6 +84,17 @@ def test_dropped_files_find_their_view(page):
     assert page.url.endswith("/")  # the browser did not open the file
 
 
+def test_warnings_stand_above_the_findings(page, tmp_path):
+    describe(page, *EXAMPLE)
+    assert page.is_hidden("#warnings")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), dtype="uint8")).save(tmp_path / "noise.png")
+    describe(page, str(tmp_path / "noise.png"))
+    assert page.inner_text("#warnings") == "The first picture does not look like a chest radiograph."
+    assert page.locator("#warnings").bounding_box()["y"] < page.locator("#sentences").bounding_box()["y"]
+    with page.expect_download() as download: page.click("#as-text")
+    assert page.inner_text("#warnings") in open(download.value.path(), encoding="utf-8").read()
+
+
 def test_one_picture(page):
     assert describe(page, EXAMPLE[0]).count() > 0 and page.locator("#views img").count() == 1
 

@@ -39,6 +39,12 @@ def test_a_report_says_something_about_itself(report):
     assert report.attention.shape == (len(report.words), 98)
     np.testing.assert_allclose(report.attention.sum(1), 1, atol=1e-3)
     assert "Not for diagnosis" in report.notice and "simulated" in report.notice
+    assert report.warnings == report.as_dict()["warnings"] == []
+
+
+def test_the_picture_carries_the_warnings():
+    said = "The first picture does not look like a chest radiograph."
+    assert said in report_figure(replace(made_up(), warnings=[said])).get_supxlabel()
 
 
 def test_the_notice_depends_on_the_images():

@@ -189,11 +189,23 @@ def test_json_is_one_object(tmp_path):
     result = program("report", png(tmp_path / "a.png"), png(tmp_path / "b.png"), "--json", "--beam", 2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert {"findings", "sentences", "log_probability", "model", "images", "seconds", "notice"} <= report.keys()
+    keys = {"findings", "sentences", "log_probability", "model", "images", "seconds", "notice", "warnings"}
+    assert keys <= report.keys()
     assert report["findings"] == " ".join(report["sentences"])
     assert report["log_probability"] < 0 and report["model"] == "attention" and report["images"] == "phantom"
     assert "Not for diagnosis" in report["notice"] and "simulated" in report["notice"]
     assert (tmp_path / "report.png").is_file()
+
+
+def test_what_is_odd_is_said_first(tmp_path):
+    from xraycap.captioner import example_study
+    example = example_study()
+    given = "report", example["lateral"], example["frontal"], "--out", tmp_path
+    swapped = "The two views seem to be swapped: give the frontal one first."
+    plain, as_json = run(*given), run(*given, "--json")
+    assert plain.exit_code == as_json.exit_code == 0
+    assert plain.stdout.startswith(f"{swapped}\n\n") and len(plain.stdout.split("\n\n", 1)[1]) > 50
+    assert json.loads(as_json.stdout)["warnings"] == [swapped] and "\n" not in as_json.stdout.strip()
 
 
 def test_help_is_quick():

@@ -9,7 +9,7 @@ __all__ = ['example_study', 'Report', 'notice', 'Captioner', 'sentence_maps', 'o
 import json
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from .batches import pool_views
 from .encoder import ImageEncoder
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
+from .inputs import input_rule, input_warnings
 from .models import find_model, load_model, save_model
 from .radiographs import check_size, grey, open_radiograph, square
 from .text import sentences
@@ -45,6 +46,7 @@ class Report:
     seconds: float  # from files to words
     encoder: str = ""  # weights of its encoder
     radiographs: dict | None = None  # the labelled radiographs that it learnt from as well: `table` and number `n`
+    warnings: list = field(default_factory=list)  # of str, a sentence each: what is odd about the pictures
 
     @property
     def sentences(self) -> list:  # of str
@@ -65,7 +67,7 @@ class Report:
         "What `xraycap report --json` prints."
         return dict(
             findings=self.findings, sentences=self.sentences, log_probability=round(self.logp, 4), model=self.model,
-            images=self.images, seconds=round(self.seconds, 2), notice=self.notice)
+            images=self.images, seconds=round(self.seconds, 2), notice=self.notice, warnings=self.warnings)
 
 # %% ../nbs/21_captioner.ipynb #f71c05a9
 def notice(
@@ -114,6 +116,7 @@ class Captioner:
         self.decoder, self.vocab, self.about, self.name = fast_decoder(decoder.eval()), vocab, about, name
         self.encoder = ImageEncoder(about["encoder"]).eval()
         self.fast = fused(self.encoder)
+        self.rule = input_rule(self.encoder.digest())  # None: nothing is known about what these weights expect
 
     @classmethod
     def load(
@@ -153,10 +156,14 @@ class Captioner:
         "Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         started = time.perf_counter()
         views, features = self.encode(frontal, lateral)
+        front, side = (features if self.decoder.pooled else pool_views(features)).reshape(2, -1)
+        warnings = input_warnings(front, None if lateral is None else side, self.rule)
         best, = beam_search(self.decoder, features[None], k=k)
         return Report(
             self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
-            self.about["images"], time.perf_counter() - started, self.about["encoder"], self.about.get("radiographs"))
+            self.about["images"], time.perf_counter() - started, self.about["encoder"], self.about.get("radiographs"),
+            warnings)
+
 
 # %% ../nbs/21_captioner.ipynb #ee8d2743
 def sentence_maps(
@@ -207,5 +214,5 @@ def report_figure(
     for ax, (title, picture) in zip(axes, panels):
         ax.imshow(picture, cmap="gray")
         ax.set_title(textwrap.fill(title, 46), fontsize=10, parse_math=False)
-    fig.supxlabel(textwrap.fill(report.notice, 110), fontsize=9)
+    fig.supxlabel("\n".join(textwrap.fill(o, 110) for o in [*report.warnings, report.notice]), fontsize=9)
     return fig

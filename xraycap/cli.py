@@ -104,6 +104,7 @@ def report(
     if as_json:
         about_example = {"radiologist": example["findings"], "views": "simulated"} if example else {}
         return print(json.dumps({**made.as_dict(), "picture": str(picture), **about_example}))
+    if made.warnings: print(*made.warnings, sep="\n", end="\n\n")
     print("\n".join(made.sentences), "\n")
     if example:
         about = f"study {example['uid']}; the images here are simulated from that report's codes"

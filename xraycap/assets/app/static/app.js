@@ -148,6 +148,8 @@ function show(report, chosen, example) {
     canvases.forEach((canvas, v) => paint(canvas, maps[v], top));
     $("looked").textContent = where(maps, names);
   };
+  $("warnings").replaceChildren(...report.warnings.map(sentence => make("li", { textContent: sentence })));
+  $("warnings").hidden = !report.warnings.length;
   $("hint").hidden = !report.attention;
   $("sentences").replaceChildren(...report.sentences.map((sentence, i) => {
     if (!report.attention) return make("li", {}, make("p", { textContent: sentence }));
@@ -173,12 +175,12 @@ function show(report, chosen, example) {
     $("radiologist").querySelector("span").textContent = example.mesh.join("; ");
   }
   const { views, ...rest } = report, images = example ? ["Images: simulated"] : [];
-  const text = [report.notice, "", ...report.sentences, "", `Model: ${report.model}`, `Files: ${chosen.map(f => f.name).join(", ")}`, ...images, ""].join("\n");
+  const text = [report.notice, ...report.warnings, "", ...report.sentences, "", `Model: ${report.model}`, `Files: ${chosen.map(f => f.name).join(", ")}`, ...images, ""].join("\n");
   save("as-text", text, "text/plain");
   save("as-json", JSON.stringify({ ...rest, files: chosen.map(f => f.name) }, null, 1) + "\n", "application/json");
 
   $("result").hidden = false;
-  $("said").textContent = "The findings are there.";
+  $("said").textContent = ["The findings are there.", ...report.warnings].join(" ");
   $("result").scrollIntoView({ block: "start" });
   $("result-title").focus({ preventScroll: true });
 }
