@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torchvision.models import DenseNet121_Weights, densenet121
 
 from .downloads import DOWNLOADS, fetch
-from .files import assets, cache_dir, whole_file
+from .files import assets, cache_dir, locked, whole_file
 
 # %% ../nbs/i_weights.ipynb #5ce4b2a5
 def _check(tensors, source):
@@ -95,13 +95,16 @@ def _xrv_file(name):
     from torchxrayvision.models import model_urls
     url = model_urls["densenet121-res224-" + name.removeprefix("xrv-")]["weights_url"]
     fetched = kept.with_suffix(".pt")
-    fetch(url, fetched)
-    try: tensors = _check(_torchvision_names(_read_pickled_model(fetched)), url)
-    except Exception as e:
-        raise ValueError(f"What {url} gave is not a DenseNet-121 ({type(e).__name__}): "
-                         "pass the path of a weights file instead.") from e
-    finally: fetched.unlink()
-    with whole_file(kept) as part: part.write_bytes(save(tensors))
+    kept.parent.mkdir(exist_ok=True)
+    with locked(kept):
+        if kept.exists(): return kept  # another program has fetched it meanwhile
+        fetch(url, fetched, begins=(b"PK\x03\x04", b"\x80"))
+        try: tensors = _check(_torchvision_names(_read_pickled_model(fetched)), url)
+        except Exception as e:
+            raise ValueError(f"What {url} gave is not a DenseNet-121 ({type(e).__name__}): "
+                             "pass the path of a weights file instead.") from e
+        finally: fetched.unlink()
+        with whole_file(kept) as part: part.write_bytes(save(tensors))
     return kept
 
 # %% ../nbs/i_weights.ipynb #e9e4aa71
