@@ -128,7 +128,8 @@ def short_reports(monkeypatch, findings):
         split=["train"] * (len(findings) - 2) + ["val"] * 2))
     studies.attrs.update(images="clinic/data.csv", split="own")
     monkeypatch.setattr(training, "load_studies", lambda *args: studies)
-    monkeypatch.setattr(training, "default_weights", lambda images: "phantom")
+    for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: None)
+    monkeypatch.setattr(training, "default_weights", lambda images: "xrv-nih")
     return studies
 
 
