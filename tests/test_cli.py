@@ -4,11 +4,14 @@ import gzip
 import json
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -109,6 +112,138 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         part.write_text("half of the new")
         raise OSError("No space left on device")
     assert path.read_text() == "the old one" and [p.name for p in tmp_path.iterdir()] == ["report.png"]
+
+
+@contextmanager
+def largest_file(n):
+    "No file may grow beyond n bytes, as where the disk is full."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(tmp_path, monkeypatch):
+    from xraycap import reports
+    table = tmp_path / "studies.csv"
+    table.write_text("the old one")
+    few = reports.bundled_records()[:40]
+    monkeypatch.setattr(reports, "bundled_records", lambda: few)
+    with largest_file(1000): said = one_sentence(run("studies", "--out", table))
+    assert said.startswith(f"xraycap: {table}: File too large; make room there or choose another place")
+    assert "XRAYCAP_HOME" in said and "run the same command again" in said
+    assert table.read_text() == "the old one" and [p.name for p in tmp_path.iterdir()] == ["studies.csv"]
+    from xraycap.attention import AttentionDecoder
+    from xraycap.models import save_model
+    from xraycap.text import Vocab
+    vocab = Vocab(["lung"])
+    decoder, about = AttentionDecoder(len(vocab), hidden=16, embedding_size=8), dict(encoder="chest", images="phantom")
+    with largest_file(10_000), pytest.raises(OSError, match=f"make room there.*{tmp_path / 'model'}"):
+        save_model(tmp_path / "model", decoder, vocab, about)
+    assert [p.name for p in tmp_path.iterdir()] == ["studies.csv"]
+
+
+def test_halves_that_killed_processes_left_are_swept_up(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".{ended.pid}-r.png", f".{ended.pid}-other.png", f".{os.getppid()}-r.png", ".notes-r.png"):
+        (tmp_path / name).touch()
+    with whole_file(tmp_path / "r.png") as part: part.write_text("whole")
+    left = {f".{ended.pid}-other.png", f".{os.getppid()}-r.png", ".notes-r.png", "r.png"}
+    assert {p.name for p in tmp_path.iterdir()} == left
+
+
+def test_a_link_to_itself(tmp_path):
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    assert "loop.csv: Too many levels" in one_sentence(run("studies", "--out", tmp_path / "loop.csv"))
+    assert (tmp_path / "loop.csv").is_symlink()
+
+
+def test_a_home_of_nobody(monkeypatch):
+    monkeypatch.setenv("XRAYCAP_HOME", "~nobodyhere/x")
+    assert "XRAYCAP_HOME=~nobodyhere/x is no folder" in one_sentence(run("download", "reports"))
+
+
+def test_names_that_are_empty(tmp_path):
+    for command in ("features", "evaluate", "train"):
+        out = ["--out", tmp_path / "model"] if command == "train" else []
+        assert "name of the images is empty" in one_sentence(run(command, "--images", "", *out))
+    png(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("frontal,findings\na.png,Clear.\n")
+    said = one_sentence(run("features", "--images", tmp_path / "t.csv", "--encoder", ""))
+    assert "The weights' name is empty" in said
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a weights file" in one_sentence(run("features", "--images", tmp_path / "t.csv", "--encoder",
+                                                    tmp_path / "pipe"))
+
+
+@pytest.mark.parametrize("option,value", [
+    ("--seed", "-1"), ("--seed", "99999999999999999999"), ("--seed", "4294967296"), ("--epochs", "0"),
+    ("--epochs", "-1"), ("--epochs", "99999999999999999999")])
+def test_limits_are_known_before_any_work(tmp_path, option, value):
+    result = run("train", option, value, "--out", tmp_path / "model")
+    assert result.exit_code == 2 and result.stdout == "" and option in result.stderr
+    from xraycap.training import train_captioner
+    with pytest.raises(ValueError, match=f"{option[2:]} is {value}; it must be from"):
+        train_captioner(tmp_path / "model", **{option[2:]: int(value)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(*args, **kwargs): raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where,args", [
+    ("captioner.Captioner.load", ["report"]), ("training.train_captioner", ["train", "--out", "m"]),
+    ("results.evaluate", ["evaluate"]), ("studies.load_studies", ["features"]), ("results.score_card", ["score"]),
+    ("studies.studies_table", ["studies"]), ("downloads.download", ["download", "reports"])])
+def test_ctrl_c_ends_every_command_in_one_line(tmp_path, monkeypatch, where, args):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"xraycap.{where}", interrupt)
+    (tmp_path / "t.txt").write_text("clear .\n")
+    result = run(*args, *(["t.txt", "t.txt"] if args == ["score"] else []))
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "xraycap: stopped. What is whole is kept; the same command goes on from there.\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["t.txt"]
+
+
+def test_ctrl_c_as_a_program(tmp_path):
+    "The program waits for somebody who writes into a pipe."
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "xraycap.cli", "score", tmp_path / "pipe", tmp_path / "pipe"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "pipe", "w"):  # it has opened the pipe, and reads
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.count("\n")) == (130, "", 1) and err.startswith("xraycap: stopped")
+
+
+def test_nobody_takes_what_is_printed():
+    for place, code, says in (("/dev/full", 2, "xraycap: standard output: No space left on device.\n"), (None, 1, "")):
+        read, write = (None, os.open(place, os.O_WRONLY)) if place else os.pipe()
+        if read: os.close(read)
+        done = subprocess.run([sys.executable, "-m", "xraycap.cli", "--version"], stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        assert (done.returncode, done.stderr.decode()) == (code, says)
+
+
+def test_json_is_one_object_also_when_a_library_talks(tmp_path, monkeypatch):
+    from xraycap import results
+    def talkative(*args):
+        print("a progress bar")
+        warnings.warn("something is old")
+        return {"bleu_4": .5}
+    monkeypatch.setattr(results, "score_card", talkative)
+    (tmp_path / "t.txt").write_text("clear .\n")
+    result = run("score", tmp_path / "t.txt", tmp_path / "t.txt", "--json")
+    assert json.loads(result.stdout) == {"bleu_4": .5} and result.stdout.count("\n") == 1
+    assert result.stderr == "a progress bar\n"
+
+
+def test_a_model_that_says_nothing(tmp_path, monkeypatch):
+    from xraycap.captioner import Report
+    monkeypatch.setattr(Report, "sentences", [])
+    result = run("report", "--out", tmp_path)
+    assert result.exit_code == 0 and result.stdout.startswith("The model says nothing about this study.")
 
 
 def test_a_model_that_does_not_exist(tmp_path):

@@ -1,7 +1,11 @@
 """Downloads from a server on this machine that has every bad habit."""
+import errno
+import gzip
 import hashlib
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -29,7 +33,9 @@ class Server:
         self.announce = 0  # bytes added to the Content-Length
         self.length = True  # whether to say the length at all
         self.chunked = False  # to send in chunks instead
-        self.status = []  # answers to give first
+        self.status = []  # answers to give first; None: as usual
+        self.headers = {}  # to send along
+        self.version = None  # the file's ETag
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,17 +51,20 @@ class Server:
         h.close_connection = True
         asked = h.headers.get("Range")
         self.asked.append(asked)
-        if self.status:
-            h.send_response(self.status.pop(0))
+        if self.status and (code := self.status.pop(0)):
+            h.send_response(code)
+            for name, value in self.headers.items(): h.send_header(name, value)
             h.send_header("Content-Length", "0")
             return h.end_headers()
-        begin = int(asked[6:-1]) if asked and self.ranges else 0
+        same = h.headers.get("If-Range") in (None, self.version)
+        begin = int(asked[6:-1]) if asked and self.ranges and same else 0
         if begin >= len(self.data) and begin:
             h.send_response(416)
             h.send_header("Content-Range", f"bytes */{len(self.data)}")
             h.send_header("Content-Length", "0")
             return h.end_headers()
         h.send_response(206 if begin else 200)
+        if self.version: h.send_header("ETag", self.version)
         if begin: h.send_header("Content-Range", f"bytes {begin}-{len(self.data) - 1}/{len(self.data) + self.announce}")
         if self.chunked:
             h.send_header("Transfer-Encoding", "chunked")
@@ -76,6 +85,14 @@ def server(monkeypatch):
     s = Server()
     yield s
     s.httpd.shutdown()
+
+
+def begun(server, path, url=None, **kw):
+    "Fetch 100,000 bytes; then the address is dead for a moment."
+    server.cut, server.status = 100_000, [None, 404]
+    with pytest.raises(FileNotFoundError, match="404"): downloads.fetch(url or server.url, path, **kw)
+    assert path.with_name(path.name + ".part").stat().st_size == 100_000
+    server.asked.clear()
 
 
 def fetched(server, path, **kw):
@@ -180,6 +197,50 @@ def test_nobody_there(server, tmp_path):
         downloads.fetch(server.url, tmp_path / "x")
 
 
+@pytest.mark.parametrize("page", [
+    b"<html>Please sign in</html>", b"\n  <!DOCTYPE html>", b'{"error": "sign in"}', b"hello", b"", b"\x1f"])
+def test_a_page_in_the_place_of_the_file(server, tmp_path, page):
+    server.data = page
+    for chunked in (False, True):
+        server.chunked = chunked
+        with pytest.raises(FileNotFoundError, match="gives .* in the place of the file; open the address"):
+            downloads.fetch(server.url, tmp_path / "x.tgz", begins=(b"\x1f\x8b",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_does_not_destroy_what_came_before(server, tmp_path):
+    server.data = b"\x1f\x8b" + DATA
+    begun(server, tmp_path / "x", begins=(b"\x1f\x8b",))
+    whole, server.data, server.ranges = server.data, b"<html>Please sign in</html>", False
+    with pytest.raises(FileNotFoundError, match="a page or a text"):
+        downloads.fetch(server.url, tmp_path / "x", begins=(b"\x1f\x8b",))
+    assert (tmp_path / "x.part").stat().st_size == 100_000
+    server.data, server.ranges = whole, True
+    assert fetched(server, tmp_path / "x", begins=(b"\x1f\x8b",)) == whole
+    assert "bytes=100000-" in server.asked
+
+
+@pytest.mark.parametrize("code,headers", [(204, {}), (301, {}), (302, {}), (300, {})])
+def test_answers_that_bring_no_file(server, tmp_path, code, headers):
+    server.status = [code] * 9
+    with pytest.raises(FileNotFoundError, match=f"answers {code}, which brings no file"):
+        downloads.fetch(server.url, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_rest_of_another_version_is_not_put_behind(server, tmp_path):
+    server.version = '"one"'
+    begun(server, tmp_path / "x")
+    server.version, server.data = '"two"', bytes(reversed(DATA))
+    assert fetched(server, tmp_path / "x") == server.data
+    assert server.asked[0] == "bytes=100000-" and [o.name for o in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_part_from_another_address_is_thrown_away(server, tmp_path):
+    begun(server, tmp_path / "x", server.url + "?mirror")
+    assert fetched(server, tmp_path / "x") == DATA and server.asked[0] is None
+
+
 # --- archives
 
 def tgz(members):
@@ -230,6 +291,48 @@ def test_archives_that_want_out_are_refused_whole(tmp_path, make, members):
     assert not os.path.exists("/tmp/xraycap-evil")
 
 
+def flipped(content, *, at, inside=gzip.decompress):
+    "A .tgz in which one bit of the header of the member `at` is another one; its gzip checksum fits."
+    plain = bytearray(inside(content))
+    plain[plain.index(at)] ^= 1
+    return gzip.compress(plain)
+
+
+def test_a_flipped_bit_in_a_header_does_not_end_the_archive(tmp_path):
+    whole = tgz({f"{i}.png": png((40, 50)) for i in range(5)})
+    (tmp_path / "a").write_bytes(flipped(whole, at=b"3.png"))
+    with tarfile.open(tmp_path / "a") as tar: assert len(tar.getnames()) == 3  # Python's own reading says nothing
+    with pytest.raises(ValueError, match="cannot be unpacked .*the archive is not whole"):
+        downloads.extract(tmp_path / "a", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    reports = {o.name: b"" for o in tarfile.open(find_archive()) if o.isfile()}
+    with tarfile.open(find_archive()) as tar: reports = {o: tar.extractfile(o).read() for o in sorted(reports)[:5]}
+    (tmp_path / "r.tgz").write_bytes(tgz(reports))
+    assert len(load_reports(tmp_path / "r.tgz")) == 5
+    (tmp_path / "r.tgz").write_bytes(flipped(tgz(reports), at=sorted(reports)[2].encode()))
+    with pytest.raises(ValueError, match="the archive is not whole"): load_reports(tmp_path / "r.tgz")
+
+
+@pytest.mark.parametrize("make", [tgz, zipped])
+def test_folders_in_folders_and_empty_archives(tmp_path, make):
+    (tmp_path / "a").write_bytes(make({"a/" * 1500 + "x": b"1"}))
+    with pytest.raises(ValueError, match="than 64 folders deep"): downloads.extract(tmp_path / "a", tmp_path / "out")
+    (tmp_path / "a").write_bytes(make({"a/" * 60 + "x": b"1"}))
+    downloads.extract(tmp_path / "a", tmp_path / "out")
+    (tmp_path / "a").write_bytes(make({}))
+    with pytest.raises(ValueError, match="there is no file in it"): downloads.extract(tmp_path / "a", tmp_path / "out2")
+    assert sorted(o.name for o in tmp_path.iterdir()) == ["a", "out"]
+
+
+def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(tgz({"x": DATA}))
+    def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(downloads.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left on device; make room there or choose another place.*out"):
+        downloads.extract(tmp_path / "a", tmp_path / "out")
+    assert [o.name for o in tmp_path.iterdir()] == ["a"]
+
+
 @pytest.mark.parametrize("content", [b"hello", b"", tgz({"x": DATA})[:100_000], zipped({"x": DATA})[:100_000]])
 def test_damaged_archives(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
@@ -266,7 +369,31 @@ def test_images_end_to_end(server, tmp_path, monkeypatch, capsys):
     assert load_studies("openi").uid.tolist() == [1]
     n = len(server.asked)
     assert downloads.download("images") == folder and len(server.asked) == n  # a second time there is nothing to do
-    assert "Already there" in capsys.readouterr().out
+    assert "Already there" in (said := capsys.readouterr().out) and "3 files of the 7,470: delete the folder" in said
+
+
+TWICE = """
+import sys, time
+from xraycap import downloads
+shrink = downloads._shrink
+def slowly(*args):
+    time.sleep(.02)
+    shrink(*args)
+downloads._shrink = slowly
+downloads.download("images", sys.argv[1])
+"""
+
+
+def test_twice_at_once(tmp_path):
+    "The second one waits for the first, and both end with all the images."
+    names = [f"CXR{i}_1_IM-0001-3001.png" for i in range(30)]
+    (tmp_path / "NLMCXR_png.tgz").write_bytes(tgz({name: png((40, 50)) for name in names}))
+    command = [sys.executable, "-c", TWICE, tmp_path]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [o.communicate() for o in both]
+    assert [o.returncode for o in both] == [0, 0], said
+    assert sorted(o.name for o in (tmp_path / "openi").iterdir()) == sorted(names)
+    assert sorted("Already there" in out for out, _ in said) == [False, True]
 
 
 def test_vectors_end_to_end(server, tmp_path, monkeypatch):
@@ -277,7 +404,8 @@ def test_vectors_end_to_end(server, tmp_path, monkeypatch):
 
 def test_weights_and_reports_end_to_end(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XRAYCAP_URL_WEIGHTS", server.url)
-    assert downloads.download("weights", tmp_path).read_bytes() == DATA
+    server.data = b"\x80" + DATA
+    assert downloads.download("weights", tmp_path).read_bytes() == server.data
     server.data = find_archive().read_bytes()
     monkeypatch.setenv("XRAYCAP_URL_REPORTS", server.url)
     assert len(load_reports(downloads.download("reports", tmp_path))) == 3955

@@ -108,6 +108,15 @@ def test_matrix_of_a_bin_file_uses_subwords(tmp_path):
     assert matrix[0].abs().sum() == 0 and (matrix[1:].norm(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize("content", [
+    b"2 3\nlu\xffng 1 2 3\nheart 4 5 6\n", b"\xef\xbb\xbf2 3\nlung 1 2 3\nheart 4 5 6\n"])
+def test_a_word_that_is_not_utf8_and_a_mark_before_the_first(tmp_path, content):
+    (tmp_path / "a.vec").write_bytes(content)
+    vectors = load_vectors(tmp_path / "a.vec")
+    assert vectors["heart"].tolist() == [4, 5, 6] and len(vectors) == 2
+    assert vectors.vectors[0].tolist() == [1, 2, 3] and vectors.index_to_key[0] in ("lung", "lu\ufffdng")
+
+
 def bad_files(folder):
     write_bin(folder / "good.bin")
     write_vec(folder / "good.vec")
@@ -120,7 +129,7 @@ def bad_files(folder):
         "tail.bin": binary[:-200], "huge.bin": bytes(huge), "huge.vec": b"99999999999 300\na 1 2\n",
         "cut.vec": text[:60].encode(), "ragged.vec": text.replace(text.split()[4], "").encode(),
         "words.vec": text.replace(text.split()[3], "nonsense").encode(), "none.vec": b"0 300\n",
-        "negative.vec": b"-1 -3\na 1 2 3\n", "nan.vec": b"1 2\na nan 1\n", "latin.vec": b"1 2\n\xff\xfe 1 2\n",
+        "negative.vec": b"-1 -3\na 1 2 3\n", "nan.vec": b"1 2\na nan 1\n",
         "vectors.zip": b"PK\3\4", "word2vec.bin": b"2 3\nab " + b"\0" * 60}
     for name, content in contents.items(): (folder / name).write_bytes(content)
     return [folder / name for name in contents]

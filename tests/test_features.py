@@ -18,7 +18,8 @@ from torch import nn
 
 from xraycap import features
 from xraycap.encoder import ImageEncoder
-from xraycap.features import FeatureStore, StoreWriter, locked, store_features
+from xraycap.features import FeatureStore, StoreWriter, readable_features, store_features
+from xraycap.files import locked
 from xraycap.mesh import FINDINGS, mesh_findings
 from xraycap.radiographs import open_radiograph, square
 
@@ -91,9 +92,9 @@ def test_two_batches_ahead_and_in_order(views, monkeypatch):
     begun = []
     monkeypatch.setattr(features, "study_views", lambda study, size: begun.append(study.uid) or fake_views(study))
     uids = list(range(11))
-    for i, (part, views) in enumerate(features._batches(list(table(uids).itertuples()), 2)):
-        assert [o.uid for o in part] == uids[2 * i:2 * i + 2] and len(begun) <= 2 * (i + 3)
-        np.testing.assert_array_equal(views, [fake_views(o) for o in part])
+    for i, part in enumerate(features._batches(list(table(uids).itertuples()), 2)):
+        assert [o.uid for o, _ in part] == uids[2 * i:2 * i + 2] and len(begun) <= 2 * (i + 3)
+        for o, (_, views) in part: np.testing.assert_array_equal(views, fake_views(o))
     assert sorted(begun) == uids
 
 
@@ -135,10 +136,142 @@ def test_only_changed_images_are_encoded_again(files, tmp_path):
     assert encoded(files[1:], tmp_path / "store")[1] == 0 and encoded(files, tmp_path / "store")[1] == 1
 
 
-def test_same_name_size_other_time(files, tmp_path):
-    encoded(files, tmp_path / "store")
+def test_another_time_is_looked_at_once(files, tmp_path, monkeypatch):
+    "Files that were touched are the same files; they are read once more, and then not again."
+    store, _ = encoded(files, tmp_path / "store")
     os.utime(files.frontal[2], (1, 1))
-    assert encoded(files, tmp_path / "store")[1] == 1
+    assert encoded(files, tmp_path / "store")[1] == 0
+    monkeypatch.setattr(features, "image_checksum", lambda study: 1 / 0)
+    again, n = encoded(files, tmp_path / "store")
+    assert n == 0 and again.rows == store.rows
+
+
+def swap(a, b):
+    for old, new in (a, f"{a}.tmp"), (b, a), (f"{a}.tmp", b): os.rename(old, new)
+
+
+@pytest.fixture
+def patients(tmp_path):
+    "Two patients, a folder each, whose files have the same name, size and time."
+    studies = pd.DataFrame(dict(uid=[1, 2], frontal="", lateral="", mesh=[[], []]))
+    for i, value in enumerate((50, 200)):
+        path = tmp_path / f"p{i}" / "0.bmp"
+        path.parent.mkdir()
+        Image.new("L", (64, 64), value).save(path)
+        os.utime(path, (1, 1))
+        studies.loc[i, ["frontal", "lateral"]] = str(path)
+    studies.attrs["images"] = "clinic/data.csv"
+    assert len({os.path.getsize(o) for o in studies.frontal}) == 1
+    return studies
+
+
+def grey_views(study, size=224):
+    "The grey of the file's middle; without the checks of `open_radiograph`."
+    def view(path): return np.full((size, size), np.frombuffer(open(path, "rb").read(), np.uint8)[-2000])
+    return view(study.frontal), view(study.lateral)
+
+
+def changes(how, studies):
+    frontal, other = studies.frontal
+    if how == "the table's rows are swapped": return studies.assign(frontal=[other, frontal], lateral=[other, frontal])
+    if how == "the folders are swapped": swap(os.path.dirname(frontal), os.path.dirname(other))
+    if how == "the files are swapped": swap(frontal, other)
+    if how == "a file is replaced in place":
+        content = open(other, "rb").read()
+        with open(frontal, "r+b") as f: f.write(content)
+        os.utime(frontal, (1, 1))
+    if how == "another folder with the same last two names":
+        new = os.path.join(os.path.dirname(os.path.dirname(frontal)), "elsewhere", "p0")
+        os.makedirs(new)
+        os.rename(other, os.path.join(new, "0.bmp"))
+        return studies.assign(**dict.fromkeys(("frontal", "lateral"), [os.path.join(new, "0.bmp"), frontal]))
+    return studies
+
+
+@pytest.mark.parametrize("how", [
+    "the table's rows are swapped", "the folders are swapped", "the files are swapped", "a file is replaced in place",
+    "another folder with the same last two names"])
+def test_features_belong_to_the_file_that_is_named_now(patients, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(features, "study_views", grey_views)
+    old, n = encoded(patients, tmp_path / "store")
+    assert n == 2 and not np.array_equal(old[1], old[2])
+    now = changes(how, patients)
+    new, _ = encoded(now, tmp_path / "store")
+    np.testing.assert_array_equal(new[[1, 2]], encoded(now, tmp_path / "empty")[0][[1, 2]])
+    assert not np.array_equal(new[1], old[1])
+
+
+def test_a_folder_that_has_moved_is_the_same_folder(patients, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "study_views", grey_views)
+    encoded(patients, tmp_path / "store")
+    os.rename(tmp_path / "p1", tmp_path / "p3")
+    moved = str(tmp_path / "p3" / "0.bmp")
+    here = patients.assign(frontal=[patients.frontal[0], moved], lateral=[patients.lateral[0], moved])
+    assert encoded(here, tmp_path / "store")[1] == 0
+
+
+def test_a_file_that_is_replaced_while_it_is_read(patients, tmp_path, monkeypatch):
+    def replaced_meanwhile(study, size=224):
+        if study.uid == 1: os.replace(patients.frontal[1], patients.frontal[0])
+        return grey_views(study, size)
+    monkeypatch.setattr(features, "study_views", replaced_meanwhile)
+    encoded(patients[:1], tmp_path / "store")
+    monkeypatch.setattr(features, "study_views", grey_views)
+    assert encoded(patients[:1], tmp_path / "store")[1] == 1
+
+
+# --- images that cannot be read
+
+@pytest.fixture
+def one_is_cut(files):
+    with open(files.lateral[1], "r+b") as f: f.truncate(200)
+    return files
+
+
+def test_an_unreadable_image_is_named_listed_and_left_out(one_is_cut, tmp_path, capsys):
+    store, failed = readable_features(one_is_cut, Cheap(), tmp_path / "store")
+    assert sorted(store.rows) == [1, 3] and failed.uid.tolist() == [2]
+    listed = pd.read_csv(store.path.with_suffix(".failed.csv"))
+    assert listed.uid.tolist() == [2] and one_is_cut.lateral[1] in listed.problem[0]
+    said = capsys.readouterr().out
+    assert "1 of 3 studies cannot be read" in said and one_is_cut.lateral[1] in said and said.count("\n") == 1
+    whole = store_features(one_is_cut[one_is_cut.uid != 2], Cheap(), tmp_path / "whole")
+    np.testing.assert_array_equal(store[[1, 3]], whole[[1, 3]])
+    paint(one_is_cut.lateral[1], 7)
+    store, failed = readable_features(one_is_cut, Cheap(), tmp_path / "store")
+    assert len(store) == 3 and failed.empty and not store.path.with_suffix(".failed.csv").exists()
+
+
+def test_strict_stops_at_an_unreadable_image(one_is_cut, tmp_path):
+    for strict in (lambda *a: store_features(*a), lambda *a: readable_features(*a, strict=True)):
+        with pytest.raises(ValueError, match=re.escape(one_is_cut.lateral[1])):
+            strict(one_is_cut, Cheap(), tmp_path / "store")
+
+
+def test_features_of_what_an_image_was_before_it_was_cut_are_forgotten(files, tmp_path):
+    encoded(files, tmp_path / "store")
+    with open(files.lateral[1], "r+b") as f: f.truncate(200)
+    store, failed = readable_features(files, Cheap(), tmp_path / "store")
+    assert 2 not in store and failed.uid.tolist() == [2] and 2 not in FeatureStore(store.path)
+
+
+def test_none_can_be_read(files, tmp_path):
+    for path in [*files.frontal, *files.lateral]: open(path, "w").close()
+    with pytest.raises(ValueError, match="None of the 3 studies can be read"):
+        readable_features(files, Cheap(), tmp_path / "store")
+
+
+@pytest.mark.parametrize("content", [
+    "", "[]", "null", "{", '{"rows": []}', '{"rows": {"1": "x"}, "known": {"1": [1, "a"]}}', "\0" * 9,
+    '{"rows": {"1": 0}, "known": {}}', '{"rows": {"1": 0}, "known": {"1": 5}}'])
+def test_a_damaged_index_is_made_anew(views, tmp_path, content):
+    store, n = encoded(table([1, 2]), tmp_path)
+    whole = store.path.read_bytes()
+    store.path.with_suffix(".json").write_text(content)
+    if '"1"' not in content:
+        with pytest.raises(ValueError, match="is damaged: delete it"): FeatureStore(store.path)
+    again, n = encoded(table([1, 2]), tmp_path)
+    assert n == 2 and again.path.read_bytes() == whole
 
 
 def test_all_changed_starts_anew(files, tmp_path):
@@ -197,13 +330,13 @@ def test_a_writer_keeps_what_it_appends(views, tmp_path):
     studies, rows = table([1, 2, 3]), [bytes([i]) * features.ROW_BYTES for i in range(3)]
     path = tmp_path / "store.f16"
     with StoreWriter(path, studies) as writer:
-        writer.append({"1": writer.now["1"]}, rows[0])
+        writer.append({"1": [writer.stamps["1"], "one"]}, rows[0])
         writer.save()
-        writer.append({"2": writer.now["2"]}, rows[1])  # and is stopped here
+        writer.append({"2": [writer.stamps["2"], "two"]}, rows[1])  # and is stopped here
     again = StoreWriter(path, studies)
     assert [again.lacks(o) for o in studies.itertuples()] == [False, True, True] and again.end == 1
     with again:
-        again.append({"3": again.now["3"], "2": again.now["2"]}, rows[2] + rows[1])
+        again.append({uid: [again.stamps[uid], uid] for uid in ("3", "2")}, rows[2] + rows[1])
         again.save()
     assert path.read_bytes() == rows[0] + rows[2] + rows[1]
     assert FeatureStore(path).rows == {1: 0, 3: 1, 2: 2}
@@ -212,7 +345,7 @@ def test_a_writer_keeps_what_it_appends(views, tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from xraycap.features import locked
+from xraycap.files import locked
 print("here", flush=True)
 with locked(Path(sys.argv[1])):
     print("inside", flush=True)
@@ -235,8 +368,9 @@ def test_one_process_at_a_time(tmp_path):
 def test_a_store_of_an_earlier_version_is_made_again(views, tmp_path):
     store = encoded(table([1, 2]), tmp_path)[0]
     index = store.path.with_suffix(".json")
-    index.write_text(json.dumps({"rows": store.rows, "pixels": {"1": 5, "2": 6}}))
-    assert encoded(table([1]), tmp_path)[1] == 1 and len(FeatureStore(store.path)) == 1
+    for name in "pixels", "seen":
+        index.write_text(json.dumps({"rows": store.rows, name: {"1": 5, "2": 6}}))
+        assert encoded(table([1]), tmp_path)[1] == 1 and len(FeatureStore(store.path)) == 1
 
 
 def test_a_shortened_file_is_filled_again(views, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import xraycap
 from xraycap import files, models
@@ -97,6 +98,39 @@ def test_parts_of_two_models_are_no_model(tmp_path):
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "encoder"}))
     with pytest.raises(ValueError, match="model.*cannot be opened"): load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
+    vocab = Vocab.from_texts(texts)
+    for kind in models.decoder_names.values():
+        save_model(tmp_path / "model", small(kind, vocab), vocab, about)
+        weights = load_file(tmp_path / "model" / "model.safetensors")
+        next(v for v in weights.values() if v.is_floating_point()).view(-1)[0] = value
+        save_file(weights, tmp_path / "model" / "model.safetensors")
+        with pytest.raises(ValueError, match="model .*cannot be used: .* not finite"): load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_saving_looks_for_numbers_that_are_too_large(tmp_path, value):
+    vocab = Vocab.from_texts(texts)
+    decoder = small(AttentionDecoder, vocab)
+    save_model(tmp_path / "model", decoder, vocab, about)
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    with torch.no_grad(): next(decoder.parameters()).view(-1)[0] = value
+    with pytest.raises(ValueError, match="not finite or larger than 65,504"):
+        save_model(tmp_path / "model", decoder, vocab, about)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["encoder", "images"])
+@pytest.mark.parametrize("value", [None, 3, ["chest"], {}])
+def test_a_model_that_names_no_encoder_is_refused(tmp_path, name, value):
+    vocab = Vocab.from_texts(texts)
+    save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match="cannot be opened"): load_model(tmp_path / "model")
 
 
 def test_a_pickle_is_not_opened(tmp_path):

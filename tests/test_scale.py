@@ -52,9 +52,9 @@ def instead_of_ray(after=None):
             facts = json.loads(shard["studies"])
             wrong = {o["uid"]: "cannot be read" for o in facts if o["uid"] % 10 == 9}
             good = [o for o in facts if o["uid"] not in wrong]
-            rows = b"".join(np.random.default_rng([o["uid"], o["seen"]]).bytes(ROW_BYTES) for o in good)
+            rows = b"".join(np.random.default_rng([o["uid"], o["stamp"]]).bytes(ROW_BYTES) for o in good)
             (folder / f"{shard['name']}.f16").write_bytes(rows)
-            about = {"seen": {o["uid"]: o["seen"] for o in good}, "failed": wrong}
+            about = {"known": {o["uid"]: [o["stamp"], "x"] for o in good}, "failed": wrong}
             (folder / f"{shard['name']}.json").write_text(json.dumps(about))
             yield shard["name"]
     return encode_all
@@ -188,7 +188,7 @@ def test_images_that_cannot_be_read(ray, tmp_path, chest_net, monkeypatch):
     path, = (tmp_path / "home" / "features").glob("*.f16")
     listed, uids = pd.read_csv(path.with_suffix(".failed.csv")), load_studies(table).uid.tolist()
     assert listed.uid.tolist() == [uids[1], uids[3]] and listed.problem.str.contains("1l.png|3f.png").all()
-    assert "2 studies" in first.stdout and "failed.csv" in first.stdout
+    assert "2 studies" in first.stdout and "failed.csv" in first.stderr
     assert sorted(FeatureStore(path).rows) == sorted([uids[0], uids[2]])
     for name in ("1l.png", "3f.png"): (table.parent / name).write_bytes(whole)
     second = CliRunner().invoke(app, args)

@@ -169,6 +169,59 @@ def test_a_table_that_is_not_one_of_radiographs(tmp_path, radiographs):
         train_captioner(tmp_path / "model", radiographs=tmp_path / "reports.csv")
 
 
+def short_reports(monkeypatch, findings):
+    "A table of one's own with these findings, the last two for validation."
+    studies = pd.DataFrame(dict(
+        uid=range(len(findings)), findings=findings, mesh=[[] for _ in findings], frontal="a.png", lateral="a.png",
+        split=["train"] * (len(findings) - 2) + ["val"] * 2))
+    studies.attrs.update(images="clinic/data.csv", split="own")
+    monkeypatch.setattr(training, "load_studies", lambda *args: studies)
+    for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: None)
+    monkeypatch.setattr(training, "default_weights", lambda images: "xrv-nih")
+    return studies
+
+
+SHORT = ["Pleural effusion left.", "Normal cardiac silhouette.", "Opacity at right base.", "Clear lungs.",
+         "Diffuse emphysema.", "Old rib fracture.", "Thoracic scoliosis.", "Central catheter."]
+
+def test_a_small_table_has_words_to_learn(tmp_path, few_studies, monkeypatch, capsys):
+    short_reports(monkeypatch, SHORT)
+    train_captioner(tmp_path / "model", images="data.csv", decoder="lstm", epochs=1)
+    said = capsys.readouterr().out
+    assert "words are learnt that occur 1 times or more: those that occur 3 times make up only 0% of them" in said
+    assert {"effusion", "emphysema", "opacity"} <= set(load_model(tmp_path / "model")[1].itos)
+    short_reports(monkeypatch, ["the heart is large ."] * 10)
+    train_captioner(tmp_path / "model", images="data.csv", decoder="lstm", epochs=1)
+    assert "are few" not in capsys.readouterr().out
+
+
+def test_reports_without_words_are_refused_before_any_work(tmp_path, monkeypatch):
+    short_reports(monkeypatch, [".", ". .", "...", "."])
+    monkeypatch.setattr(training, "readable_features", lambda *args, strict: 1 / 0)
+    with pytest.raises(ValueError, match="data.csv hold no words to learn"):
+        train_captioner(tmp_path / "model", images="data.csv")
+
+
+@pytest.mark.parametrize("failed", [[1], [0, 1, 2, 3, 4], [6, 7]])
+def test_studies_that_cannot_be_read_are_left_out(tmp_path, monkeypatch, failed):
+    short_reports(monkeypatch, SHORT)
+    class Enough(Exception): pass
+    shown, asked = [], []
+    def readable(studies, encoder, strict):
+        asked.append(strict)
+        rows = {uid: np.zeros((98, 1024), np.float16) for uid in studies.uid if uid not in failed}
+        return rows, pd.DataFrame({"uid": failed})
+    def dls(studies, *args, **kwargs):
+        shown.extend(studies.uid)
+        raise Enough
+    monkeypatch.setattr(training, "readable_features", readable)
+    monkeypatch.setattr(training, "caption_dls", dls)
+    few = len(failed) > 1
+    with pytest.raises(ValueError if few else Enough, match="Too few studies of clinic/data.csv" if few else None):
+        train_captioner(tmp_path / "model", images="data.csv", decoder="lstm", encoder=None, strict=False)
+    assert shown == ([] if few else [0, *range(2, 8)]) and asked == [False]
+
+
 def test_crossed_codes_are_codes_of_two_studies():
     mesh = [[f"a{i}", f"b{i}", f"c{i}"] for i in range(200)] + [["normal"]] * 100
     crossed = cross_codes(mesh, 7)

@@ -105,6 +105,8 @@ def test_xrv_is_fetched_converted_and_kept(served, tmp_path, legacy):
 
 def test_xrv_release_that_is_no_model(served, tmp_path):
     (served / "nih.pt").write_text("<html>moved</html>")
+    with pytest.raises(FileNotFoundError, match="a page or a text in the place"): ImageEncoder("xrv-nih")
+    (served / "nih.pt").write_bytes(b"\x80\x02moved")
     with pytest.raises(ValueError, match="is not a DenseNet-121"): ImageEncoder("xrv-nih")
     assert not list((tmp_path / "home" / "weights").iterdir())
 
@@ -173,6 +175,38 @@ def test_keras_layout(theirs, tmp_path, monkeypatch, inside):
     agree(spatial("chexnet-keras"), theirs[1], 1e-3)  # Keras's epsilon is another
 
 
+def test_keras3_layout(theirs, tmp_path):
+    "As Keras 3's save_weights: numbered arrays in a group whose attribute is the layer's name; whole models nest it."
+    with h5py.File(tmp_path / "a.weights.h5", "w") as f:
+        for i, (layer, variables) in enumerate(as_keras(theirs[0]).items()):
+            kind = "conv2d" if "kernel" in variables else "batch_normalization"
+            group = f.create_group(f"layers/functional/layers/{kind}_{i}/vars")
+            group.attrs["name"] = layer.replace("/", "_")
+            for k, value in enumerate(variables.values()): group[str(k)] = value
+    agree(spatial(tmp_path / "a.weights.h5"), theirs[1], 1e-3)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "model", "net", "state_dict", "my_network"])
+def test_checkpoints_keep_the_network_under_several_keys(theirs, tmp_path, key):
+    torch.save({"epoch": 3, key: theirs[0].state_dict(), "optimizer": {"lr": .1}}, tmp_path / "w.pth")
+    agree(spatial(tmp_path / "w.pth"), theirs[1])
+
+
+def test_keys_are_named_where_it_is_not_clear_which_one(theirs, tmp_path):
+    state = theirs[0].state_dict()
+    for saved in ({"teacher": state, "student": state}, {"epoch": 3, "student": {"fc.weight": torch.zeros(3)}}):
+        torch.save(saved, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=f"model or net|state_dict, model, net.* {', '.join(saved)}") as e:
+            ImageEncoder(tmp_path / "w.pth")
+        assert str(tmp_path / "w.pth") in str(e.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is a folder or a device"): ImageEncoder(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="The weights' name is empty"): ImageEncoder("")
+
+
 KERAS_SIDE = """
 import os, sys
 os.environ["KERAS_BACKEND"] = "torch"
@@ -187,6 +221,7 @@ for layer in model.layers:
 images = rng.integers(0, 256, (2, 224, 224)).astype("u1")
 x = (images[..., None] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
 variables = {f"{o.name}|{v.name}": keras.ops.convert_to_numpy(v.value) for o in model.layers for v in o.weights}
+model.save_weights(sys.argv[1] + ".weights.h5")
 np.savez(sys.argv[1], images=images, y=model.predict(x.astype("f4"), verbose=0), **variables)
 """
 
@@ -205,6 +240,9 @@ def test_keras_gives_the_same_features(tmp_path):
     assert sorted(layers) == sorted(name for name, _ in keras_layers())
     write_keras2(layers, tmp_path / "w.h5")
     with torch.no_grad(): got = ImageEncoder(tmp_path / "w.h5").spatial(torch.from_numpy(saved["images"])).numpy()
+    keras3 = ImageEncoder(f"{tmp_path / 'keras.npz'}.weights.h5").state_dict()
+    keras2 = ImageEncoder(tmp_path / "w.h5").state_dict()
+    for key, tensor in keras2.items(): assert torch.equal(tensor, keras3[key]), key
     want = saved["y"].reshape(2, 49, 1024)
     print(f"largest difference {np.abs(got - want).max():.2g} where the largest value is {want.max():.3g}")
     assert np.abs(got - want).max() < 1e-5 * want.max()

@@ -7,12 +7,14 @@ __all__ = ['DOWNLOADS', 'Source', 'fetch', 'extract', 'download']
 
 # %% ../nbs/b_downloads.ipynb #f00d0023
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
 import time
 import zipfile
 import zlib
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ import urllib3
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .files import cache_dir
+from .files import NO_ROOM, cache_dir, check_end, locked, room_for
 
 # %% ../nbs/b_downloads.ipynb #2c501181
 class Source(NamedTuple):
@@ -31,6 +33,8 @@ class Source(NamedTuple):
     result: str  # what the user gets in the end: the file itself, or a path in what is unpacked
     about: str  # its size and its licence, in a sentence
     sha256: str | None = None  # its checksum, where one is known
+    begins: tuple = ()  # of bytes: how such a file may begin
+    n: int | None = None  # number of files in the folder of images
 
 _LICENCE = "licence CC BY-NC-ND 4.0 (no commercial use, no derivatives)"
 DOWNLOADS = {
@@ -38,23 +42,24 @@ DOWNLOADS = {
         url="https://openi.nlm.nih.gov/imgs/collections/NLMCXR_reports.tgz",
         file="NLMCXR_reports.tgz", result="NLMCXR_reports.tgz",
         about=f"The Indiana University reports, 1.1 MB, {_LICENCE}.",
-        sha256="8fb6de7eec73d8c3665067ad4bb003ccd57f971ae316d2642e1627ac7268667a"),
+        sha256="8fb6de7eec73d8c3665067ad4bb003ccd57f971ae316d2642e1627ac7268667a", begins=(b"\x1f\x8b",)),
     "images": Source(
         url="https://openi.nlm.nih.gov/imgs/collections/NLMCXR_png.tgz",
         file="NLMCXR_png.tgz", result="openi",
-        about=f"The 7,470 Indiana University radiographs, about 1.27 GB, {_LICENCE}."),
+        about=f"The 7,470 Indiana University radiographs, about 1.27 GB, {_LICENCE}.", begins=(b"\x1f\x8b",), n=7470),
     "weights": Source(
         url="https://github.com/arnoweng/CheXNet/raw/master/model.pth.tar",
         file="chexnet.pth.tar", result="chexnet.pth.tar",
         about="CheXNet weights for PyTorch from arnoweng/CheXNet, some tens of MB; no licence is stated there, so ask "
-              "before you pass them on."),
+              "before you pass them on.", begins=(b"PK\x03\x04", b"\x80")),
     "vectors": Source(
         url="https://dl.fbaipublicfiles.com/fasttext/vectors-english/wiki-news-300d-1M-subword.vec.zip",
         file="wiki-news-300d-1M-subword.vec.zip", result="vectors/wiki-news-300d-1M-subword.vec",
-        about="FastText vectors of a million English words, about 0.6 GB (2.3 GB unpacked), licence CC BY-SA 3.0."),
+        about="FastText vectors of a million English words, about 0.6 GB (2.3 GB unpacked), licence CC BY-SA 3.0.",
+        begins=(b"PK\x03\x04",)),
 }
 
-# %% ../nbs/b_downloads.ipynb #6285182a
+# %% ../nbs/b_downloads.ipynb #4f339671
 def _announced(response):
     "-> (size of the whole file in bytes, None if the server does not say; offset at which its answer begins)"
     if response.status_code not in (206, 416):
@@ -66,27 +71,56 @@ def _announced(response):
 
 def _size(path): return path.stat().st_size if path.exists() else 0
 
+def _tag(part): return part.with_suffix(".tag")
+
+def _wanted(url, part):
+    "The headers that ask for what `part` still lacks; a part of another address is thrown away."
+    if not _size(part): return {}
+    source, _, version = _tag(part).read_text().partition("\n") if _tag(part).exists() else (url, "", "")
+    if source != url:
+        part.unlink()
+        return {}
+    return {"Range": f"bytes={_size(part)}-"} | ({"If-Range": version} if version else {})
+
+def _first_bytes(chunks, url, begins):
+    "The beginning of a file. Raises `FileNotFoundError` where such a file doesn't begin so."
+    first = b""
+    while len(first) < 4 and (more := next(chunks, b"")): first += more
+    if first.startswith(begins or b""): return first
+    what = "a page or a text" if first.strip()[:1] in (b"<", b"{") else "something else" if first else "nothing"
+    raise FileNotFoundError(f"{url} gives {what} in the place of the file; open the address in a browser, since some "
+                            "networks want you to sign in first.")
+
 def _ask_for_the_rest(
     url,  # address
     part,  # Path of the file to go on with
+    begins=(),  # of bytes: how the file may begin
 ):
-    "One request for what `part` still lacks -> (size of the whole file or None; whether the connection was cut)"
+    "One request for what `part` lacks -> (size of the whole file or None; was the connection cut? is it all anew?)"
+    wanted = _wanted(url, part)
     have = _size(part)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=(15, 60)) as response:
-        if response.status_code != 416: response.raise_for_status()
+    with requests.get(url, headers={"Accept-Encoding": "identity"} | wanted, stream=True, timeout=(15, 60)) as response:
+        if response.status_code not in (200, 206, 416):
+            response.raise_for_status()
+            raise FileNotFoundError(f"{url} answers {response.status_code}, which brings no file.")
         total, begin = _announced(response)
         if begin not in (0, have):  # nothing follows, or something that does not fit
             if total != have: part.unlink(missing_ok=True)
-            return total, False
-        progress = tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=part.stem)
-        with open(part, "ab" if begin else "wb") as f, progress:
-            try:
-                for chunk in response.raw.stream(1 << 16, decode_content=False):
+            return total, False, False
+        chunks = response.raw.stream(1 << 16, decode_content=False)
+        try:
+            first = b"" if begin else _first_bytes(chunks, url, begins)
+            if not begin:
+                tag = response.headers.get("ETag", "")
+                version = response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
+                _tag(part).write_text(f"{url}\n{version}")
+            progress = tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=part.stem)
+            with room_for(part), open(part, "ab" if begin else "wb") as f, progress:
+                for chunk in chain([first], chunks):
                     f.write(chunk)
                     progress.update(len(chunk))
-            except urllib3.exceptions.HTTPError: return total, True
-    return total, False
+        except urllib3.exceptions.HTTPError: return total, True, not begin
+    return total, False, not begin
 
 # %% ../nbs/b_downloads.ipynb #add447f5
 def _problem(error):
@@ -104,19 +138,21 @@ def fetch(
     url,  # address
     path,  # Path of the file to make
     sha256=None,  # hex digest, if known
+    begins=(),  # of bytes: how the file may begin, if known
     tries=4,  # attempts in a row that bring nothing new before giving up
 ):
     """Fetch `url` into `path`, going on where a cut connection or an earlier run stopped.
 
-    The file appears only when it is whole. Raises `FileNotFoundError` if the address is dead or out of reach,
-    `ValueError` if the checksum is wrong."""
+    The file appears only when it is whole. Raises `FileNotFoundError` if the address is dead, out of reach or leads to
+    something else, `ValueError` if the checksum is wrong."""
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     most, failures, total = _size(part), 0, None
     while True:
         try:
-            announced, cut = _ask_for_the_rest(url, part)
-            total, problem = total or announced, "the connection was cut" if cut else "the answer ended there"
+            announced, cut, anew = _ask_for_the_rest(url, part, begins)
+            total = announced if anew else total or announced
+            problem = "the connection was cut" if cut else "the answer ended there"
             if part.exists() and not cut and total in (None, _size(part)): break
         except requests.RequestException as e: problem = _problem(e)
         failures = 0 if _size(part) > most else failures + 1
@@ -127,6 +163,7 @@ def fetch(
                 f"{url} could not be fetched: {tries} attempts in a row brought nothing new after {_size(part):,} of "
                 f"{whole} bytes ({problem}); what came is kept, and the same command goes on from there.")
         time.sleep(failures)
+    _tag(part).unlink(missing_ok=True)
     if sha256 and _sha256(part) != sha256:
         part.unlink()
         raise ValueError(
@@ -146,6 +183,7 @@ def _members(archive):
                 if o.isfile(): yield o.name, tar.extractfile(o)
                 elif not o.isdir():
                     raise ValueError(f"{archive} holds {o.name}, which is not a plain file, so it was not unpacked.")
+            check_end(tar)
 
 def _shrink(
     path,  # Path of an image file
@@ -166,23 +204,34 @@ def extract(
 ):
     """Unpack `archive` into `folder`, which appears only when all is done; nothing is written outside of it.
 
-    Raises `ValueError` if the archive is damaged, or if a member is a link or would leave the folder."""
+    Raises `ValueError` if the archive is damaged or empty, or if a member is a link or would leave the folder."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        for name, source in tqdm(_members(archive), desc=f"unpacking {archive.name}", unit=" files"):
-            target = (part / name).resolve()
-            if not target.is_relative_to(part.resolve()):
-                raise ValueError(f"{archive} holds {name}, which would leave its folder, so it was not unpacked.")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with source, open(target, "wb") as f: shutil.copyfileobj(source, f)
-            if side and target.suffix.lower() == ".png": _shrink(target, side)
+        with room_for(folder):
+            for name, source in tqdm(_members(archive), desc=f"unpacking {archive.name}", unit=" files"):
+                target = _target(archive, part, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source, open(target, "wb") as f: shutil.copyfileobj(source, f)
+                if side and target.suffix.lower() == ".png": _shrink(target, side)
+        if not any(part.iterdir()): raise tarfile.ReadError("there is no file in it")
         os.replace(part, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, Image.DecompressionBombError) as e:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+            Image.DecompressionBombError) as e:
+        if getattr(e, "errno", None) in NO_ROOM: raise
         raise ValueError(f"{archive} cannot be unpacked into {folder} ({e}): "
                          "if it is damaged, delete it and download it again.") from None
     finally: shutil.rmtree(part, ignore_errors=True)
+
+def _target(archive, part, name):
+    "Where a member is to lie in the folder `part`. Raises `ValueError` if that is outside, or too deep in it."
+    if len(Path(name).parts) > 64:
+        raise ValueError(f"{archive} holds a file more than 64 folders deep, so it was not unpacked.")
+    target = (part / name).resolve()
+    if not target.is_relative_to(part.resolve()):
+        raise ValueError(f"{archive} holds {name}, which would leave its folder, so it was not unpacked.")
+    return target
 
 # %% ../nbs/b_downloads.ipynb #216dd6ed
 def download(
@@ -197,19 +246,28 @@ def download(
         raise ValueError(f"There is no download named {name!r}: choose one of {', '.join(DOWNLOADS)}.")
     source, dest = DOWNLOADS[name], Path(dest) if dest else cache_dir()
     archive, result = dest / source.file, dest / source.result
-    if result.is_file() or result.is_dir() and any(result.iterdir()):
-        print(f"Already there: {result}")
-        return result
-    print(source.about)
-    variable = f"XRAYCAP_URL_{name.upper()}"
-    url = os.environ.get(variable, source.url)
-    try:
-        if not archive.exists(): fetch(url, archive, source.sha256 if url == source.url else None)
-    except FileNotFoundError as e:
-        raise FileNotFoundError(
-            f"{e} If {source.file} has moved, set {variable} to its new address and try again.") from None
-    if archive != result:
-        extract(archive, dest / Path(source.result).parts[0], side=512 if name == "images" else None)
-    if not result.exists():
-        raise FileNotFoundError(f"{archive} does not hold {result.name}: delete it and download it again.")
+    dest.mkdir(parents=True, exist_ok=True)
+    with locked(archive):
+        if result.is_file() or result.is_dir() and any(result.iterdir()):
+            print(f"Already there: {result}{_count(result, source.n)}")
+            return result
+        print(source.about)
+        variable = f"XRAYCAP_URL_{name.upper()}"
+        url = os.environ.get(variable, source.url)
+        try:
+            if not archive.exists(): fetch(url, archive, source.sha256 if url == source.url else None, source.begins)
+        except FileNotFoundError as e:
+            raise FileNotFoundError(
+                f"{e} If {source.file} has moved, set {variable} to its new address and try again.") from None
+        if archive != result:
+            extract(archive, dest / Path(source.result).parts[0], side=512 if name == "images" else None)
+        if not result.exists():
+            raise FileNotFoundError(f"{archive} does not hold {result.name}: delete it and download it again.")
+        if archive != result: print(f"Unpacked: {result}{_count(result, source.n)}")
     return result
+
+def _count(folder, n):
+    "How many files there are in a folder that should hold `n`, in words"
+    if not n: return ""
+    there = sum(file.is_file() for file in folder.rglob("*"))
+    return f", {there:,} files" + (f" of the {n:,}: delete the folder to unpack it again" if there < n else "")

@@ -6,8 +6,11 @@
 __all__ = ['train_fasttext', 'load_vectors', 'embedding_matrix']
 
 # %% ../nbs/07_embeddings.ipynb #4ba668d9
+import codecs
 import zlib
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -33,7 +36,7 @@ def train_fasttext(
 # %% ../nbs/07_embeddings.ipynb #ce30efaa
 def _claimed_size(path):
     "Bytes that the file `path` must have at least, by its own first bytes"
-    with open(path, "rb") as f: head = f.read(128)
+    with open(path, "rb") as f: head = f.read(128).removeprefix(codecs.BOM_UTF8)
     if path.suffix == ".vec":
         words, dim = map(int, head.split(b"\n")[0].split())
         return words * dim * 2  # one digit and one space for each number
@@ -42,6 +45,14 @@ def _claimed_size(path):
     return int(dim) * int(bucket) * 4
 
 # %% ../nbs/07_embeddings.ipynb #f481a1b3
+def _read_text(path):
+    "A `.vec` file; what is not UTF-8 in a word becomes a replacement sign, and a mark before the first line goes"
+    with open(path, "rb") as f, TemporaryDirectory() as tmp:
+        if f.read(3) == codecs.BOM_UTF8:
+            path = Path(tmp) / path.name
+            with open(path, "wb") as unmarked: copyfileobj(f, unmarked)
+        return KeyedVectors.load_word2vec_format(path, unicode_errors="replace")
+
 def load_vectors(
     path,  # a `.vec` (text) or `.bin` (FastText) file
 ):  # gensim's vectors: `vectors[word]` is a float32 array (dim,)
@@ -53,8 +64,7 @@ def load_vectors(
                          "unpack it first if it is an archive.")
     try:
         if _claimed_size(path) > path.stat().st_size: raise ValueError("the file is shorter than it says")
-        read = load_facebook_vectors if path.suffix == ".bin" else KeyedVectors.load_word2vec_format
-        vectors = read(path)
+        vectors = load_facebook_vectors(path) if path.suffix == ".bin" else _read_text(path)
     except Exception as error:  # whatever a reader of another program's format stumbles over
         raise ValueError(f"{path} is not a complete {path.suffix} file of FastText word vectors; "
                          "please get it again.") from error

@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 
 from .attention import AttentionDecoder
 from .batches import pool_views
-from .encoder import ImageEncoder
+from .encoder import ImageEncoder, halved
 from .fast import beam_search, fused
 from .features import store_features
-from .files import assets
+from .files import assets, room_for
 from .lstm import LSTMDecoder
 from .text import Vocab
 from .transformer import TransformerDecoder
@@ -55,8 +55,7 @@ def _write(folder, decoder, vocab, about):
     config = {"decoder": name, "args": decoder.config, **about}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     vocab.save(folder / "vocab.json")
-    half = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in decoder.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(half))
+    (folder / "model.safetensors").write_bytes(save(halved(decoder.state_dict())))
 
 def save_model(
     path: str | Path,  # folder to write; an older model there is replaced, anything else is left alone
@@ -66,11 +65,11 @@ def save_model(
 ):
     """Write a model folder, whole or not at all.
 
-    Raises `ValueError` like `check_model_folder`, and where `about` lacks `encoder` or `images`."""
+    Raises `ValueError` like `check_model_folder` and `halved`, and where `about` lacks `encoder` or `images`."""
     if not {"encoder", "images"} <= about.keys(): raise ValueError("`about` must name the model's encoder and images.")
     path = check_model_folder(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as tmp:
+    with room_for(path), TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as tmp:
         new = Path(tmp) / "new"
         new.mkdir()
         _write(new, decoder, vocab, about)
@@ -98,11 +97,13 @@ def load_model(
         decoder = decoder_names[config["decoder"]](**config["args"])
         half = load_file(path / "model.safetensors")
         decoder.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
-        of_one_model = len(vocab) == config["args"]["vocab_size"] and {"encoder", "images"} <= config.keys()
-        if not of_one_model: raise ValueError("not of one model")
+        named = all(isinstance(config.get(name), str) for name in ("encoder", "images"))
+        if not named or len(vocab) != config["args"]["vocab_size"]: raise ValueError("not of one model")
     except (KeyError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as e:
         raise ValueError(f"The model in {path} cannot be opened: one of its three files is missing, damaged or of "
                          f"another version ({type(e).__name__}).") from e
+    if not all(v.isfinite().all() for v in half.values()):
+        raise ValueError(f"The model in {path} cannot be used: model.safetensors holds numbers that are not finite.")
     return decoder.eval(), vocab, config
 
 # %% ../nbs/17_models.ipynb #ec734748

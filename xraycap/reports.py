@@ -7,13 +7,14 @@ __all__ = ['PARTS', 'parse_report', 'bundled_records', 'load_reports']
 
 # %% ../nbs/00_reports.ipynb #f00d000b
 import tarfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 from defusedxml import ElementTree
 
-from .files import find_archive
+from .files import check_end, find_archive
 
 # %% ../nbs/00_reports.ipynb #44f29888
 PARTS = ("findings", "impression", "indication", "comparison")
@@ -49,8 +50,10 @@ def _xml_files(path):
     if path.is_dir(): return [(str(o), o.read_bytes()) for o in path.rglob("*.xml")]
     try:
         with tarfile.open(path) as tar:
-            return [(o.name, tar.extractfile(o).read()) for o in tar if o.isfile() and o.name.endswith(".xml")]
-    except (tarfile.TarError, EOFError, OSError) as e:
+            found = [(o.name, tar.extractfile(o).read()) for o in tar if o.isfile() and o.name.endswith(".xml")]
+            check_end(tar)
+            return found
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
         raise ValueError(f"{path} cannot be read as a tar archive of reports ({e}).") from None
 
 def _parse_all(path):

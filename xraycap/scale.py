@@ -21,8 +21,8 @@ import torch
 from tqdm.auto import tqdm
 
 from .fast import fused
-from .features import FeatureStore, StoreWriter, locked, store_file
-from .files import whole_file
+from .features import FeatureStore, StoreWriter, image_checksum, list_failed, store_file
+from .files import locked, whole_file
 from .phantom import study_views
 
 # %% ../nbs/l_scale.ipynb #6098f9e4
@@ -33,20 +33,22 @@ def _shards(studies, writer, size):
         todo = [study for study in studies.iloc[i:i + size].itertuples() if writer.lacks(study)]
         if not todo: continue
         facts = [dict(uid=int(study.uid), frontal=place(study.frontal), lateral=place(study.lateral),
-                      mesh=list(study.mesh), seen=writer.now[str(study.uid)]) for study in todo]
+                      mesh=list(study.mesh), stamp=writer.stamps[str(study.uid)]) for study in todo]
         text = json.dumps(facts)
         yield {"name": hashlib.sha256(text.encode()).hexdigest()[:16], "studies": text}
 
-# %% ../nbs/l_scale.ipynb #01c0556d
+# %% ../nbs/l_scale.ipynb #2107c579
 def _read(shard):
-    """A shard's views, (n, 2, 224, 224) uint8 as bytes, and JSON: the checksum of each study in them, and what is wrong
-    with the others."""
-    views, seen, failed = [], {}, {}
-    for study in json.loads(shard["studies"]):
-        try: views.append(np.stack(study_views(SimpleNamespace(**study), 224)).tobytes())
-        except (ValueError, OSError) as e: failed[study["uid"]] = str(e)
-        else: seen[study["uid"]] = study["seen"]
-    return {"name": shard["name"], "views": b"".join(views), "about": json.dumps({"seen": seen, "failed": failed})}
+    """A shard's views, (n, 2, 224, 224) uint8 as bytes, and JSON: stamp and checksum of each study in them, and what is
+    wrong with the others."""
+    views, known, failed = [], {}, {}
+    for study in map(lambda facts: SimpleNamespace(**facts), json.loads(shard["studies"])):
+        try: checksum, pixels = image_checksum(study), np.stack(study_views(study, 224)).tobytes()
+        except (ValueError, OSError) as e: failed[study.uid] = str(e)
+        else:
+            known[study.uid] = [study.stamp, checksum]
+            views.append(pixels)
+    return {"name": shard["name"], "views": b"".join(views), "about": json.dumps({"known": known, "failed": failed})}
 
 # %% ../nbs/l_scale.ipynb #89aae24b
 class _Encode:
@@ -123,10 +125,12 @@ def _join(writer, folder, names):
     with writer:
         for i, name in enumerate(names, 1):
             about = json.loads((folder/f"{name}.json").read_text())
-            writer.append(about["seen"], (folder/f"{name}.f16").read_bytes())
-            failed.update(about["failed"])
+            writer.append(about["known"], (folder/f"{name}.f16").read_bytes())
+            for uid, problem in about["failed"].items():
+                failed[int(uid)] = problem
+                writer.drop(uid)
             if i % 64 and i < len(names): continue  # a long index is written for every 64th shard only
-            if writer.rows: writer.save()
+            if writer.rows or writer.index.exists(): writer.save()
             for done in names[(i - 1) // 64 * 64:i]:
                 for suffix in (".f16", ".json"): (folder/f"{done}{suffix}").unlink()
     return failed
@@ -145,7 +149,7 @@ def ray_features(
     listed in a `.failed.csv` beside the store. Raises ValueError if there is no study, if none can be read, or without
     Ray."""
     file = store_file(studies, encoder, path)
-    folder, listed = file.with_suffix(".shards"), file.with_suffix(".failed.csv")
+    folder = file.with_suffix(".shards")
     with locked(file):
         writer = StoreWriter(file, studies)
         folder.mkdir(exist_ok=True)
@@ -156,9 +160,5 @@ def ray_features(
                 for _ in _encode_all(missing, encoder, folder, bs): bar.update()
         failed = _join(writer, folder, [o["name"] for o in shards])
         shutil.rmtree(folder)
-    failed = pd.DataFrame({"uid": [int(uid) for uid in failed], "problem": list(failed.values())})
-    listed.unlink(missing_ok=True)
-    if len(failed): failed.to_csv(listed, index=False)
-    if len(failed) == len(studies):
-        raise ValueError(f"None of the {len(studies):,} studies can be read; the first: {failed.problem[0]}")
+        failed = list_failed(file, failed, len(studies))
     return FeatureStore(file), failed

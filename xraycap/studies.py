@@ -129,6 +129,7 @@ def load_studies(
     '70/10/20'. Studies without an image are left out, and how many is printed. Raises `FileNotFoundError` if no image
     is there, `ValueError` for an unknown split or a file that cannot be read."""
     _check_split(split)
+    if not str(images): raise ValueError("The name of the images is empty: give phantom, openi, a folder or a table.")
     own = Path(images).suffix.lower() in (".csv", ".tsv", ".json")
     if own and (copy := collection_folder(Path(images))): own, images = False, copy
     if own:

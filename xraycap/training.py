@@ -7,6 +7,7 @@ __all__ = ['Recipe', 'cross_codes', 'without_details', 'start_from_findings', 'p
            'train_captioner']
 
 # %% ../nbs/19_training.ipynb #7fe93902
+from collections import Counter
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -24,7 +25,7 @@ from .batches import caption_dls
 from .embeddings import embedding_matrix, train_fasttext
 from .encoder import ImageEncoder, finding_head, finding_maps
 from .fast import fast_decoder, fused
-from .features import store_features
+from .features import readable_features
 from .findings import label_findings
 from .lstm import caption_learner
 from .mesh import mesh_findings
@@ -45,8 +46,9 @@ class Recipe:
     epochs: int | None = None  # the one of lowest validation loss is kept; None: 200,000 studies are shown, 40 at most
     lr: float = 2e-3  # highest learning rate of the one-cycle schedule
     bs: int = 32  # studies in a batch; `accelerate launch` shares them among its processes
-    min_count: int = 3  # a word must occur this often in the training reports
+    min_count: int = 3  # a word must occur this often in the training reports, or less often where they are few
     composed: bool = True  # learn `composed_reports`; otherwise, or where no study has a MeSH code, each its own report
+    strict: bool = False  # stop at an image that cannot be read; otherwise its study is left out
     seed: int = 0  # of everything random
     dropout: float = .2  # of the decoder
     bodies: int = 2  # simulated images: so many patients with a training study's codes,
@@ -56,8 +58,12 @@ class Recipe:
     sizes: dict = field(default_factory=dict)  # more arguments of the decoder, such as `hidden`
 
     def __post_init__(self):
-        if self.decoder in decoder_names: return
-        raise ValueError(f"There is no decoder '{self.decoder}': choose one of {', '.join(decoder_names)}.")
+        if self.decoder not in decoder_names:
+            raise ValueError(f"There is no decoder '{self.decoder}': choose one of {', '.join(decoder_names)}.")
+        for name, least, most in (("seed", 0, 2**32 - 1), ("epochs", 1, 10_000)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} is {value}; it must be from {least} to {most:,}.")
 
     @classmethod
     def of(
@@ -171,6 +177,17 @@ def _lessons(recipe, train, texts, shown):
     lessons = shown.assign(findings=lessons)
     return pd.concat([lessons] + [lessons[named]] * (recipe.positives - 1))
 
+def _vocabulary(recipe, texts):
+    "Words that occur `min_count` times, or fewer where these would make up less than four fifths of the reports."
+    counts = Counter(word for text in texts for word in text.split() if word != ".")
+    if not counts: raise ValueError(f"The training reports of {recipe.images} hold no words to learn.")
+    def share(least): return sum(n for n in counts.values() if n >= least) / counts.total()
+    least = next((n for n in range(recipe.min_count, 1, -1) if share(n) >= .8), 1)
+    if least < recipe.min_count:
+        print(f"The training reports are few, so words are learnt that occur {least} times or more: those that occur "
+              f"{recipe.min_count} times make up only {share(recipe.min_count):.0%} of them.")
+    return Vocab.from_texts(texts, min_count=least)
+
 def _new_decoder(recipe, vocab, texts):
     "An untrained decoder that knows the vectors of its words."
     vectors = embedding_matrix(vocab, train_fasttext(texts, seed=recipe.seed))
@@ -278,6 +295,17 @@ def _fit(recipe, model, vocab, lessons, store, callbacks):
         learn.fit_one_cycle(epochs, cbs=callbacks)
     return pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
 
+# %% ../nbs/19_training.ipynb #40ceca6f
+def _without(uids, train, shown):
+    "The training studies and all that are shown, without some that cannot be read."
+    facts, train = shown.attrs, train[~train.uid.isin(uids)]
+    shown = shown[~shown.uid.isin(uids)].reset_index(drop=True)
+    shown.attrs = facts
+    if len(train) < 2 or "val" not in set(shown.split):
+        raise ValueError(f"Too few studies of {facts['images']} can be read: training needs two in the part train and "
+                         "one in val.")
+    return train, shown
+
 # %% ../nbs/19_training.ipynb #e77ae111
 def train_captioner(
     out: str | Path,  # folder of the model to write
@@ -286,19 +314,21 @@ def train_captioner(
     """Train a decoder on stored features and save the epoch of lowest validation loss as a model folder.
 
     Raises `ValueError` for an unknown decoder, a folder that cannot be written and too few studies, and what
-    `load_studies`, `ImageEncoder` and `store_features` raise."""
+    `load_studies`, `ImageEncoder` and `readable_features` raise."""
     recipe = Recipe.of(**settings)
     check_model_folder(out)
 
     train, shown = _choose_studies(recipe)
     teachers = _teachers(recipe, train, shown)
-    encoder = str(recipe.encoder or default_weights(shown.attrs["images"]))
-    store = store_features(shown, fused(ImageEncoder(encoder)))
+    texts = list(teachers.findings.map(clean_chen))
+    vocab = _vocabulary(recipe, texts)
+
+    encoder = default_weights(shown.attrs["images"]) if recipe.encoder is None else str(recipe.encoder)
+    store, failed = readable_features(shown, fused(ImageEncoder(encoder)), strict=recipe.strict)
+    if len(failed): train, shown = _without(failed.uid, train, shown)
     if encoder not in WEIGHTS: encoder = str(Path(encoder).resolve())
 
     set_seed(recipe.seed)
-    texts = list(teachers.findings.map(clean_chen))
-    vocab = Vocab.from_texts(texts, min_count=recipe.min_count)
     lessons = _lessons(recipe, teachers, texts, shown)
 
     model = _new_decoder(recipe, vocab, texts)

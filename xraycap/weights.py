@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torchvision.models import DenseNet121_Weights, densenet121
 
 from .downloads import DOWNLOADS, fetch
-from .files import assets, cache_dir, whole_file
+from .files import assets, cache_dir, locked, whole_file
 
 # %% ../nbs/i_weights.ipynb #5ce4b2a5
 def _check(tensors, source):
@@ -43,16 +43,29 @@ def _torchvision_names(tensors):
     found = {key: re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", m[1]) for key, m in found.items() if m}
     return {f"features.{name}": tensors[key] for key, name in found.items()}
 
-# %% ../nbs/i_weights.ipynb #e6f0eb9e
+# %% ../nbs/i_weights.ipynb #31cd807b
+_STATES = ("state_dict", "model_state_dict", "model", "net")  # under these keys a checkpoint keeps its network
+
+def _state_dict(saved, path):
+    "The tensors of a checkpoint: those of the dict itself, or of the one in it that holds a DenseNet."
+    def tensors(part): return {k: v for k, v in part.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not isinstance(saved, dict): return {}
+    parts = {key: tensors(part) for key, part in saved.items() if isinstance(part, dict)}
+    if not parts or _torchvision_names(tensors(saved)): return tensors(saved)
+    fit = [key for key, part in parts.items() if _torchvision_names(part)]
+    for key in _STATES if len(fit) > 1 else fit:
+        if key in fit: return parts[key]
+    raise ValueError(f"{path} does not hold one DenseNet-121 under any of {', '.join(_STATES)}; what it has is under "
+                     f"{', '.join(map(str, saved))}.")
+
 def _read_torch(path):
-    "Tensors of a PyTorch checkpoint: a state dict, or a dict with `state_dict` in it."
+    "Tensors of a PyTorch checkpoint: a state dict, or a dict with one in it."
     try: saved = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"PyTorch's safe loader refuses {path}, because it holds more than tensors: if you trust it, "
                          "open it once yourself, write its state_dict() with safetensors.torch.save_file and use that "
                          "file.") from None
-    saved = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
-    return {k: v for k, v in saved.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    return _state_dict(saved, path)
 
 # %% ../nbs/i_weights.ipynb #1064532b
 class _Placeholder(dict):
@@ -96,13 +109,16 @@ def _xrv_file(name):
     from torchxrayvision.models import model_urls
     url = model_urls["densenet121-res224-" + name.removeprefix("xrv-")]["weights_url"]
     fetched = kept.with_suffix(".pt")
-    fetch(url, fetched)
-    try: tensors = _check(_torchvision_names(_read_pickled_model(fetched)), url)
-    except Exception as e:
-        raise ValueError(f"What {url} gave is not a DenseNet-121 ({type(e).__name__}): "
-                         "pass the path of a weights file instead.") from e
-    finally: fetched.unlink()
-    with whole_file(kept) as part: part.write_bytes(save(tensors))
+    kept.parent.mkdir(exist_ok=True)
+    with locked(cache_dir()/name):
+        if kept.exists(): return kept  # another program has fetched it meanwhile
+        fetch(url, fetched, begins=(b"PK\x03\x04", b"\x80"))
+        try: tensors = _check(_torchvision_names(_read_pickled_model(fetched)), url)
+        except Exception as e:
+            raise ValueError(f"What {url} gave is not a DenseNet-121 ({type(e).__name__}): "
+                             "pass the path of a weights file instead.") from e
+        finally: fetched.unlink()
+        with whole_file(kept) as part: part.write_bytes(save(tensors))
     return kept
 
 # %% ../nbs/i_weights.ipynb #e9e4aa71
@@ -112,6 +128,12 @@ _KERAS_PART = re.compile(
 _KERAS_VARIABLE = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
                    "moving_variance": "running_var"}
 _DENSE_PART = {"0_bn": "norm1", "1_conv": "conv1", "1_bn": "norm2", "2_conv": "conv2"}
+
+def _keras2_path(path, data):
+    "The path that Keras 2 would have given an array of Keras 3; any other path as it is."
+    if not (m := re.search(r"/vars/([0-3])$", path)): return path
+    layer = str(data.parent.attrs.get("name", ""))
+    return f"{layer}/kernel" if layer.endswith("conv") else f"{layer}/{[*_KERAS_VARIABLE][int(m[1]) + 1]}"
 
 def _from_keras(
     layer,  # name of a layer of Keras's DenseNet121, like `conv2_block1_0_bn`
@@ -124,13 +146,13 @@ def _from_keras(
 
 # %% ../nbs/i_weights.ipynb #79a5a089
 def _read_keras(path):
-    "Tensors of a Keras 2 DenseNet121 `.h5` file, under torchvision's names."
+    "Tensors of a DenseNet121 `.h5` file of Keras 2 or 3, under torchvision's names."
     try: import h5py
     except ImportError:
         raise ValueError(f"Reading {path} needs h5py: install it with  pip install 'xraycap[keras]'.") from None
     tensors = {}
-    def take(name, data):
-        if not isinstance(data, h5py.Dataset) or not (m := _KERAS_PART.search(name)): return
+    def take(path, data):
+        if not isinstance(data, h5py.Dataset) or not (m := _KERAS_PART.search(_keras2_path(path, data))): return
         t = torch.from_numpy(data[()].astype(np.float32))
         if m[2] == "kernel": t = t.permute(3, 2, 0, 1).contiguous()  # h w in out -> out in h w
         if m[2] == "moving_variance": t += 1.001e-5 - 1e-5
@@ -145,7 +167,7 @@ def read_weights(
     "DenseNet-121's convolutional part from a file. Raises FileNotFoundError, or ValueError if it is something else."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"There is no weights file {path}.")
-    if path.is_dir(): raise ValueError(f"{path} is a folder, not a weights file.")
+    if not path.is_file(): raise ValueError(f"{path} is a folder or a device, not a weights file.")
     with open(path, "rb") as f: start = f.read(9)
     if start[:8] == b"\x89HDF\r\n\x1a\n": read = _read_keras
     elif start[:4] == b"PK\x03\x04" or start[:1] == b"\x80": read = _read_torch  # a zip file or a bare pickle
@@ -197,6 +219,7 @@ def load_weights(
     Raises FileNotFoundError or ValueError, with one sentence that says what to do, when the file is absent or is not
     such a network."""
     weights = str(weights)
+    if not weights: raise ValueError(f"The weights' name is empty: give a file or one of {', '.join(WEIGHTS)}.")
     if weights == "chest": return read_weights(chest_file())
     if weights == "phantom":
         raise ValueError("The weights 'phantom' are no longer part of xraycap: 'chest' takes their place, and models "
