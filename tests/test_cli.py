@@ -11,6 +11,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -194,6 +195,21 @@ def test_json_is_one_object(tmp_path):
     assert report["log_probability"] < 0 and report["model"] == "attention" and report["images"] == "phantom"
     assert "Not for diagnosis" in report["notice"] and "simulated" in report["notice"]
     assert (tmp_path / "report.png").is_file()
+
+
+def test_training_and_scoring_say_what_was_learnt_from(tmp_path, monkeypatch):
+    asked, about = {}, {"images": "phantom", "encoder": "chest", "radiographs": {"table": "nih", "n": 1034}}
+    def train_captioner(out, **settings):
+        asked.update(settings)
+        return pd.DataFrame({"valid_loss": [.3, .2], "perplexity": [1.3, 1.2]})
+    monkeypatch.setattr("xraycap.training.train_captioner", train_captioner)
+    monkeypatch.setattr("xraycap.models.load_model", lambda model: (None, None, about))
+    monkeypatch.setattr("xraycap.results.evaluate", lambda *args, **settings: {"bleu_1": .5, "images": "phantom"})
+    said = run("train", "--radiographs", "nih.csv", "--out", tmp_path / "both").stdout
+    assert str(asked["radiographs"]) == "nih.csv" and asked["images"] == "phantom"
+    assert "epoch 2 of 2 on simulated images and 1,034 labelled radiographs of nih, validation perplexity" in said
+    said = run("evaluate", "--model", tmp_path / "both").stdout
+    assert said.endswith("The model learnt from simulated images and 1,034 labelled radiographs of nih.\n")
 
 
 def test_help_is_quick():

@@ -289,7 +289,7 @@ class Mixer:
 # --- the network
 
 class PlacedNet(FindingNet):
-    "A FindingNet with a second head that reads each place on its own; a study of one view has it twice. In bfloat16"
+    "A FindingNet with a second head that reads each place on its own; a study of one view has it twice"
     def __init__(self, n):
         super().__init__(n)
         self.at = nn.ModuleList([nn.Linear(1024, n) for _ in range(2)])
@@ -438,7 +438,8 @@ def tell(found, of, least):
     for f, (a, n) in sorted(found.items(), key=lambda o: -o[1][1]): print(f"{f:28} {n:4d} positives  AUROC {a:.3f}")
     for some, name in ((FINDINGS, "all"), (SEVEN, "the seven")):
         often = [a for f, (a, n) in found.items() if n >= least and f in some]
-        print(f"{of}: mean over the {len(often)} of {name} that {least} or more have {sum(often) / max(1, len(often)):.3f}")
+        mean = sum(often) / max(1, len(often))
+        print(f"{of}: mean over the {len(often)} of {name} that {least} or more have {mean:.3f}")
 
 
 def test_radiographs(net, path):
