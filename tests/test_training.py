@@ -144,7 +144,8 @@ def test_radiographs_are_learnt_beside_simulated_studies(tmp_path, few_studies, 
         taught.append(studies)
         return caption_dls(studies, *args, **kwargs)
     monkeypatch.setattr(training, "caption_dls", dls)
-    train_captioner(tmp_path / "model", decoder="lstm", radiographs=radiographs, positives=3, epochs=1, crossed=1, hidden=16)
+    small = dict(decoder="lstm", epochs=1, crossed=1, hidden=16)
+    train_captioner(tmp_path / "model", radiographs=radiographs, positives=3, **small)
     config = load_model(tmp_path / "model")[2]
     assert (config["images"], config["radiographs"]) == ("phantom", {"table": "nih", "n": 8})
     simulated, real = taught[0][taught[0].uid >= 0], taught[0][taught[0].uid < 0]
@@ -156,7 +157,7 @@ def test_radiographs_are_learnt_beside_simulated_studies(tmp_path, few_studies, 
     for mesh, text in zip(real.mesh, real.findings):
         assert label_findings(text) == mesh_findings(mesh) and text == without_details(text) != ""
 
-    train_captioner(tmp_path / "model", decoder="lstm", epochs=1, crossed=1, hidden=16)
+    train_captioner(tmp_path / "model", **small)
     assert "radiographs" not in load_model(tmp_path / "model")[2]
     pd.testing.assert_series_equal(taught[1].findings, simulated.findings)  # simulated studies are taught as before
 

@@ -311,9 +311,9 @@ def started(names, weights):
     "A PlacedNet that goes on from the findings' outputs of an earlier file"
     net, (earlier, findings) = PlacedNet(len(names)), load_finding_net(weights)
     net.encoder.load_state_dict(earlier.encoder.state_dict())
-    rows = [findings.index(f) for f in FINDINGS]
-    net.head.weight.data[:len(rows)], net.head.bias.data[:len(rows)] = earlier.head.weight[rows], earlier.head.bias[rows]
-    net.head.bias.data[len(rows):] = -4
+    rows, head = [findings.index(f) for f in FINDINGS], net.head
+    head.weight.data[:len(rows)], head.bias.data[:len(rows)] = earlier.head.weight[rows], earlier.head.bias[rows]
+    head.bias.data[len(rows):] = -4
     return net.to(memory_format=torch.channels_last)
 
 
