@@ -49,6 +49,15 @@ class Stub:
         return Report(words, -2., attention, views, self.name, "phantom", .01)
 
 
+def test_the_page_says_from_how_many_radiographs_the_model_has_learnt():
+    both = Stub()
+    both.about = dict(encoder="chest", images="phantom", split="chen", radiographs={"table": "nih", "n": 1034})
+    client = create_app(both).test_client()
+    page, described = client.get("/").text, client.get("/api/openapi.json").json["info"]["description"]
+    for told in page, described: assert "1,034 labelled radiographs of nih; from no real image with its own" in told
+    assert "simulated images of chests and 1,034 labelled radiographs of nih (training part" in page
+
+
 def png(value=100, size=(64, 48), mode="L"):
     file = BytesIO()
     Image.new(mode, size, value).save(file, format="PNG")

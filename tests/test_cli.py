@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -341,6 +342,21 @@ def test_what_is_odd_is_said_first(tmp_path):
     assert plain.exit_code == as_json.exit_code == 0
     assert plain.stdout.startswith(f"{swapped}\n\n") and len(plain.stdout.split("\n\n", 1)[1]) > 50
     assert json.loads(as_json.stdout)["warnings"] == [swapped] and "\n" not in as_json.stdout.strip()
+
+
+def test_training_and_scoring_say_what_was_learnt_from(tmp_path, monkeypatch):
+    asked, about = {}, {"images": "phantom", "encoder": "chest", "radiographs": {"table": "nih", "n": 1034}}
+    def train_captioner(out, **settings):
+        asked.update(settings)
+        return pd.DataFrame({"valid_loss": [.3, .2], "perplexity": [1.3, 1.2]})
+    monkeypatch.setattr("xraycap.training.train_captioner", train_captioner)
+    monkeypatch.setattr("xraycap.models.load_model", lambda model: (None, None, about))
+    monkeypatch.setattr("xraycap.results.evaluate", lambda *args, **settings: {"bleu_1": .5, "images": "phantom"})
+    said = run("train", "--radiographs", "nih.csv", "--out", tmp_path / "both").stdout
+    assert str(asked["radiographs"]) == "nih.csv" and asked["images"] == "phantom"
+    assert "epoch 2 of 2 on simulated images and 1,034 labelled radiographs of nih, validation perplexity" in said
+    said = run("evaluate", "--model", tmp_path / "both").stdout
+    assert said.endswith("The model learnt from simulated images and 1,034 labelled radiographs of nih.\n")
 
 
 def test_help_is_quick():

@@ -289,7 +289,7 @@ class Mixer:
 # --- the network
 
 class PlacedNet(FindingNet):
-    "A FindingNet with a second head that reads each place on its own; a study of one view has it twice. In bfloat16"
+    "A FindingNet with a second head that reads each place on its own; a study of one view has it twice"
     def __init__(self, n):
         super().__init__(n)
         self.at = nn.ModuleList([nn.Linear(1024, n) for _ in range(2)])
@@ -311,9 +311,9 @@ def started(names, weights):
     "A PlacedNet that goes on from the findings' outputs of an earlier file"
     net, (earlier, findings) = PlacedNet(len(names)), load_finding_net(weights)
     net.encoder.load_state_dict(earlier.encoder.state_dict())
-    rows = [findings.index(f) for f in FINDINGS]
-    net.head.weight.data[:len(rows)], net.head.bias.data[:len(rows)] = earlier.head.weight[rows], earlier.head.bias[rows]
-    net.head.bias.data[len(rows):] = -4
+    rows, head = [findings.index(f) for f in FINDINGS], net.head
+    head.weight.data[:len(rows)], head.bias.data[:len(rows)] = earlier.head.weight[rows], earlier.head.bias[rows]
+    head.bias.data[len(rows):] = -4
     return net.to(memory_format=torch.channels_last)
 
 
@@ -438,7 +438,8 @@ def tell(found, of, least):
     for f, (a, n) in sorted(found.items(), key=lambda o: -o[1][1]): print(f"{f:28} {n:4d} positives  AUROC {a:.3f}")
     for some, name in ((FINDINGS, "all"), (SEVEN, "the seven")):
         often = [a for f, (a, n) in found.items() if n >= least and f in some]
-        print(f"{of}: mean over the {len(often)} of {name} that {least} or more have {sum(often) / max(1, len(often)):.3f}")
+        mean = sum(often) / max(1, len(often))
+        print(f"{of}: mean over the {len(often)} of {name} that {least} or more have {mean:.3f}")
 
 
 def test_radiographs(net, path):

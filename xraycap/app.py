@@ -197,11 +197,11 @@ def trained_on(
 ) -> str:  # two sentences
     "What must be known about a model, for the page."
     about = captioner.about
-    known = {"phantom": "simulated images of chests, not on patients' radiographs",
+    beside = about.get("radiographs")
+    known = {"phantom": "simulated images of chests" + ", not on patients' radiographs" * (not beside),
              "openi": "the real radiographs of Open-i"}
     images = known.get(about["images"], f"the images of {about['images']}")
-    beside = about.get("radiographs")
-    if beside: images = f"simulated images of chests and {beside['n']:,} labelled radiographs of {beside['table']}"
+    if beside: images += f" and {beside['n']:,} labelled radiographs of {beside['table']}"
     part = f"training part of the split '{about.get('split')}'"
     return (f"The model is called \u201c{captioner.name}\u201d. It was trained on {images} ({part}), on top of an "
             f"encoder with the weights '{about['encoder']}'.")
