@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import xraycap
 from xraycap.cli import app
-from xraycap.files import whole_file
+from xraycap.files import room_for, whole_file
 
 
 def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
@@ -125,6 +125,8 @@ def largest_file(n):
 
 
 def test_a_full_disk_names_the_file_and_what_to_do(tmp_path, monkeypatch):
+    import torch
+
     from xraycap import reports
     table = tmp_path / "studies.csv"
     table.write_text("the old one")
@@ -141,6 +143,9 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path, monkeypatch):
     decoder, about = AttentionDecoder(len(vocab), hidden=16, embedding_size=8), dict(encoder="chest", images="phantom")
     with largest_file(10_000), pytest.raises(OSError, match=f"make room there.*{tmp_path / 'model'}"):
         save_model(tmp_path / "model", decoder, vocab, about)
+    with largest_file(10_000), pytest.raises(OSError, match="No space left on device; make room there.*best"):
+        with room_for(tmp_path / "best.pth"): torch.save(torch.zeros(100_000), tmp_path / "best.pth")
+    (tmp_path / "best.pth").unlink()
     assert [p.name for p in tmp_path.iterdir()] == ["studies.csv"]
 
 

@@ -213,7 +213,8 @@ def test_a_bad_csv(tmp_path, text, says):
 
 
 @pytest.mark.parametrize("content,says", [
-    ("{", "not sound JSON"), ("[" * 100_000, "not sound JSON"), (b"\xff\xfe\x00", "not sound JSON"),
+    ("{", "not sound JSON"), ("[" * 100_000, "not sound JSON"),
+    ("[" * 100_000 + "]" * 100_000, "not sound JSON"), (b"\xff\xfe\x00", "not sound JSON"),
     ("[]", "three lists, named train, val and test"),
     ('{"images": [], "annotations": []}', "three lists"), ('{"train": [], "val": [], "test": []}', "names no study"),
     ('{"train": [{"report": "A."}], "val": [], "test": []}', r"train\[0\]: a study needs"),

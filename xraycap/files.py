@@ -29,11 +29,12 @@ def room_for(
 ):
     "Where the disk is full or a limit is reached, the `OSError` names the file and says what to do."
     try: yield
-    except OSError as e:
-        if e.errno not in NO_ROOM or e.filename == str(path): raise
+    except (OSError, RuntimeError) as e:
+        full = getattr(e, "errno", errno.ENOSPC if "inline_container" in str(e) else None)  # torch.save
+        if full not in NO_ROOM or getattr(e, "filename", None) == str(path): raise
         what_to_do = ("make room there or choose another place (XRAYCAP_HOME names the folder for what is downloaded "
-                      "or computed), then run the same command again")
-        raise OSError(e.errno, f"{e.strerror}; {what_to_do}", str(path)) from None
+                      "or computed, TMPDIR the one for a while), then run the same command again")
+        raise OSError(full, f"{os.strerror(full)}; {what_to_do}", str(path)) from None
 
 # %% ../nbs/a_files.ipynb #63c40f10
 def _alive(pid):

@@ -26,6 +26,7 @@ from .embeddings import embedding_matrix, train_fasttext
 from .encoder import ImageEncoder, finding_head, finding_maps
 from .fast import fast_decoder, fused
 from .features import readable_features
+from .files import room_for
 from .findings import label_findings
 from .lstm import caption_learner
 from .mesh import mesh_findings
@@ -290,7 +291,7 @@ def _fit(recipe, model, vocab, lessons, store, callbacks):
     dls = caption_dls(lessons, store, vocab, bs=recipe.bs // max(1, num_distrib()), pooled=model.pooled)
     learn = caption_learner(dls, fast_decoder(model), lr=recipe.lr)
     if not rank_distrib(): callbacks = [SaveModelCallback(fname="best"), *callbacks]  # of several processes the first
-    with TemporaryDirectory() as tmp, _on_all_devices(learn):
+    with TemporaryDirectory() as tmp, room_for(tmp), _on_all_devices(learn):
         learn.path = Path(tmp)
         learn.fit_one_cycle(epochs, cbs=callbacks)
     return pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
