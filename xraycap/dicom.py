@@ -92,8 +92,8 @@ def bulk(
     "The range of numbers without a few outliers; of numbers without outliers it is the whole range."
     x = np.asarray(x).ravel()
     x = x[::x.size // 2**20 + 1]  # a million are enough
-    (low, high), least, most = np.percentile(x, [2, 98]), float(x.min()), float(x.max())
-    return max(least, low - .1 * (high - low)), min(most, high + .1 * (high - low))
+    (low, high), least, most = np.percentile(x, [1, 99]), float(x.min()), float(x.max())
+    return max(least, low - .25 * (high - low)), min(most, high + .25 * (high - low))
 
 def to_grey(
     x: np.ndarray,  # any numbers, of any shape
@@ -122,7 +122,7 @@ def _rescaled(numbers, header):
     "What stored numbers mean: float64."
     from pydicom.pixels import apply_modality_lut
     table = (header.get("ModalityLUTSequence") or [{}])[0]
-    if "LUTDescriptor" in table and "LUTData" in table:
+    if table.get("LUTDescriptor") and table.get("LUTData"):
         entries, first, bits = table.LUTDescriptor
         table.LUTDescriptor = [entries, first, 16 if bits > 8 else 8]  # so many bits an entry takes
     elif "ModalityLUTSequence" in header: del header.ModalityLUTSequence
@@ -134,7 +134,7 @@ def _windowed(values, header):
     from pydicom.pixels import apply_voi_lut, apply_windowing
     try:
         table = (header.get("VOILUTSequence") or [{}])[0]
-        if "LUTDescriptor" in table and "LUTData" in table:
+        if table.get("LUTDescriptor") and table.get("LUTData"):
             shown, bits = apply_voi_lut(values.astype(np.int64), header), table.LUTDescriptor[2]
             return to_grey(shown, 0, 2**bits - 1 if bits < 16 else shown.max())  # many say 16 bits and use fewer
         if np.any(header.get("WindowWidth")):

@@ -73,6 +73,7 @@ def _picture_chunks(png):
         size = int.from_bytes(head[:4]) + 4  # of the data and their checksum
         if head[4:] in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"): kept += head, png.read(size)
         else: png.seek(size, 1)
+        if head[4:] == b"IEND": break
     return BytesIO(b"".join(kept))
 
 def _cut_short(jpeg, image):
@@ -95,7 +96,8 @@ def _open_picture(file, path, max_pixels):
         raise ValueError(f"{path} says it has over {max_pixels // 1_000_000} million pixels, the most that are opened: "
                          "make it smaller.") from None
     except Exception:  # whatever Pillow's parsers stumble over
-        raise ValueError(f"{path} is not a PNG, JPEG, TIFF or DICOM file: save the radiograph as one of these.") from None
+        raise ValueError(f"{path} is not a PNG, JPEG, TIFF or DICOM file: save the radiograph as one of these."
+                         ) from None
     with image:
         check_size(path, *image.size, max_pixels)
         if image.format in ("TIFF", "WEBP") and image.n_frames > 1:
