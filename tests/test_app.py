@@ -7,7 +7,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
-from itertools import product
 from threading import Event, Thread
 
 import numpy as np
@@ -18,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid)
+    DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid)
 from schemathesis import GenerationMode
 from typer.testing import CliRunner
 
@@ -58,9 +57,11 @@ def test_the_page_says_from_how_many_radiographs_the_model_has_learnt():
     assert "simulated images of chests and 1,034 labelled radiographs of nih (training part" in page
 
 
-def png(value=100, size=(64, 48), mode="L"):
+def png(value=100, size=(64, 48)):
     file = BytesIO()
-    Image.new(mode, size, value).save(file, format="PNG")
+    x = np.full(size[::-1], value - 9, np.uint8)
+    x[1::2] += 18  # a picture of one grey shows nothing
+    Image.fromarray(x).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -129,7 +130,7 @@ def test_content_counts_and_not_the_name(client):
         assert post(client, frontal=(dicom(x), name)).status_code == 200
     assert post(client, frontal=(png(), "scan.dcm")).status_code == 200
     jpeg = BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(jpeg, format="JPEG")
+    Image.linear_gradient("L").convert("RGB").save(jpeg, format="JPEG")
     assert post(client, frontal=(jpeg.getvalue(), "x.png")).status_code == 200
 
 
@@ -165,7 +166,7 @@ def test_a_decoder_without_attention():
 # --- what is not
 
 BAD = {
-    "text": (b"Dear colleague", 422, "not a PNG, JPEG or DICOM"), "empty": (b"", 422, "empty"),
+    "text": (b"Dear colleague", 422, "not a PNG, JPEG, TIFF or DICOM"), "empty": (b"", 422, "empty"),
     "half": (png(size=(300, 300), value=9)[:-30], 422, "damaged"), "dot": (png(size=(1, 1)), 422, "1 x 1"),
     "many pixels": (png_header(5001, 5001), 422, "5,001 x 5,001"),
     "a bomb": (png_header(80_000, 80_000), 422, "pixels"),
@@ -192,52 +193,21 @@ STARTS = {"zeros": b"", "JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n"}  # wha
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_a_deflated_dicom_is_not_inflated(client, monkeypatch, start):
-    bomb = start + dicom(np.zeros((4000, 4000), "u2"), DeflatedExplicitVRLittleEndian)[len(start):]
-    assert len(bomb) < 100_000
-    monkeypatch.setattr(zlib, "decompress", lambda *a, **k: pytest.fail("inflated"))
-    monkeypatch.setattr(zlib, "decompressobj", lambda *a, **k: pytest.fail("inflated"))
-    assert "hides its size" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
+def test_a_deflated_dicom(client, start):
+    file = dicom(np.tile(np.arange(64, dtype="u2"), (64, 1)), DeflatedExplicitVRLittleEndian)
+    assert post(client, frontal=(start + file[len(start):], "well.dcm")).status_code == 200
 
 
-@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_a_run_length_dicom_is_not_unrolled(client, monkeypatch, start):
-    syntax = RLELossless.encode().ljust(20, b"\0")
-    bomb = dicom(np.zeros((64, 64), "u2")).replace(ExplicitVRLittleEndian.encode() + b"\0", syntax)
-    bomb = start + bomb[len(start):]
-    monkeypatch.setattr("xraycap.app.open_radiograph", lambda *a, **k: pytest.fail("opened"))
-    assert "hides its size" in sentence(post(client, frontal=(bomb, "bomb.dcm")), 422)
+def test_files_are_opened_in_a_process_of_their_own(client, monkeypatch):
+    "With limits of memory and time, which `tests/test_radiographs.py` tries."
+    monkeypatch.setattr("xraycap.radiographs.open_radiograph", lambda *a, **k: pytest.fail("opened"))
+    assert post(client, frontal=(png(), "a.png")).status_code == 200
 
 
-@pytest.fixture(scope="module")
-def progressive():
-    "A progressive JPEG, and the same with its last scan 101 times"
+def test_a_picture_that_shows_nothing_is_refused(client):
     file = BytesIO()
-    Image.linear_gradient("L").save(file, format="JPEG", progressive=True)
-    whole = file.getvalue()
-    last = whole[whole.rindex(b"\xff\xda"):-2]
-    return whole, whole[:-2] + 100 * last + whole[-2:]
-
-
-def test_a_jpeg_of_endless_scans_is_not_painted(client, progressive):
-    good, slow = progressive
-    assert 1 < good.count(b"\xff\xda") < 20 and post(client, frontal=(good, "good.jpg")).status_code == 200
-    assert "64 scans" in sentence(post(client, frontal=(slow, "slow.jpg")), 422)
-    film = good + 1000 * b"\xff\xda"  # a phone puts its film behind the picture
-    assert post(client, frontal=(film, "film.jpg")).status_code == 200
-
-
-@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_scans_inside_a_dicom_are_counted(client, progressive, start):
-    "Cut into fragments wherever a scan begins, too"
-    for (data, refused), cut in product(zip(progressive, (False, True)), (False, True)):
-        parts = data.replace(b"\xff\xda", b"\xff|CUT|\xda").split(b"|CUT|") if cut else [data + b"\0" * (len(data) % 2)]
-        plain = ExplicitVRLittleEndian.encode() + b"\0"
-        file = dicom(np.zeros((256, 256), "u2")).replace(plain, b"1.2.840.10008.1.2.4.5")  # as long as the other
-        file = start + file[len(start):]
-        file += b"".join(b"\xfe\xff\0\xe0" + len(part).to_bytes(4, "little") + part for part in parts)
-        said = post(client, frontal=(file, "x.dcm"))
-        assert ("64 scans" in said.get_data(as_text=True)) == refused
+    Image.new("L", (64, 64)).save(file, format="PNG")
+    assert "black.png shows nothing" in sentence(post(client, frontal=(file.getvalue(), "black.png")), 422)
 
 
 def test_words_in_a_dicom_are_no_syntax(client):
@@ -325,8 +295,8 @@ def test_each_gets_the_answer_to_its_own_question():
     def ask(v):
         return post(app.test_client(), frontal=(png(v), "a.png"), lateral=(png(255 - v), "b.png")).json["sentences"]
 
-    with ThreadPoolExecutor(8) as pool: answers = list(pool.map(ask, range(40)))
-    assert answers == [[f"Frontal {v}.", f"Lateral {255 - v}."] for v in range(40)] and stub.most == 1
+    with ThreadPoolExecutor(8) as pool: answers = list(pool.map(ask, range(10, 50)))
+    assert answers == [[f"Frontal {v}.", f"Lateral {255 - v}."] for v in range(10, 50)] and stub.most == 1
 
 
 # --- the server

@@ -103,12 +103,18 @@ def test_an_array_of_another_kind_is_refused(captioner, bad):
     with pytest.raises(ValueError, match="uint8"): captioner.report(bad)
 
 
+def test_a_picture_of_one_grey_is_refused(captioner):
+    for grey in 0, 255:
+        with pytest.raises(ValueError, match="The image shows nothing"):
+            captioner.report(np.full((100, 100), grey, "uint8"))
+
+
 def test_an_lstm_has_no_maps(tmp_path):
     vocab = Vocab.from_texts(["the lungs are clear ."])
     torch.manual_seed(0)
     captioner = Captioner(LSTMDecoder(len(vocab)), vocab, dict(encoder="chest", images="phantom"))
     captioner.save(tmp_path / "lstm")
-    report = Captioner.load(tmp_path / "lstm").report(np.zeros((50, 60), "uint8"), k=1)
+    report = Captioner.load(tmp_path / "lstm").report(np.tile(np.uint8([50, 200]), (50, 30)), k=1)
     assert report.attention is None and report.model == "lstm"
     report_figure(report).savefig(tmp_path / "report.png")
 

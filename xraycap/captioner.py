@@ -24,7 +24,7 @@ from .fast import beam_search, fast_decoder, fused
 from .files import assets
 from .inputs import input_rule, input_warnings
 from .models import find_model, load_model, save_model
-from .radiographs import check_size, grey, open_radiograph, square
+from .radiographs import check_shown, check_size, grey, open_radiograph, square
 from .text import sentences
 
 # %% ../nbs/21_captioner.ipynb #93679544
@@ -86,7 +86,7 @@ def notice(
 
 # %% ../nbs/21_captioner.ipynb #191fb95e
 def _view(
-    image,  # path of a PNG, JPEG or DICOM file, PIL image, or uint8 array (H, W)
+    image,  # path of a PNG, JPEG, TIFF or DICOM file, PIL image, or uint8 array (H, W)
 ) -> np.ndarray:  # uint8 (224, 224)
     "An image as the encoder gets it."
     if isinstance(image, (str, Path)): return square(open_radiograph(image))
@@ -99,8 +99,10 @@ def _view(
             raise ValueError(f"An image array must be uint8 of shape (height, width), not {found}.")
         image = Image.fromarray(image)
     check_size("The image", *image.size)
-    try: return square(grey(image))
+    try: image = grey(image)
     except OSError: raise ValueError("The image is damaged or cut short.") from None
+    check_shown("The image", image)
+    return square(image)
 
 # %% ../nbs/21_captioner.ipynb #18bac9b7
 class Captioner:

@@ -76,7 +76,7 @@ Beam = Annotated[int, typer.Option(min=1, max=20, help="Beam width: how many beg
 
 # %% ../nbs/23_cli.ipynb #d4ae6f3e
 Frontal = Annotated[Optional[Path], typer.Argument(
-    help="PNG, JPEG or DICOM file. None: the example study of the package.")]
+    help="PNG, JPEG, TIFF or DICOM file. None: the example study of the package.")]
 Lateral = Annotated[Optional[Path], typer.Argument(help="The second view. None: the first is used twice.")]
 
 @app.command(epilog=examples(
@@ -99,10 +99,12 @@ def report(
         writable_folder(picture.parent)
         if any(view and picture.exists() and view.exists() and picture.samefile(view) for view in (frontal, lateral)):
             raise ValueError(f"The picture of the report would replace {picture}: choose another place with --out.")
+        from xraycap.radiographs import open_guarded
+        views = [open_guarded(view) for view in (frontal, lateral) if view]
         from xraycap.captioner import Captioner, example_study, report_figure
         example = example_study() if frontal is None else None
         captioner = Captioner.load(model)
-        made = captioner.report(*(example["frontal"], example["lateral"]) if example else (frontal, lateral), k=beam)
+        made = captioner.report(*(example["frontal"], example["lateral"]) if example else views, k=beam)
         with whole_file(picture) as part: report_figure(made).savefig(part, format="png", dpi=110)
     if as_json:
         about_example = {"radiologist": example["findings"], "views": "simulated"} if example else {}
