@@ -115,7 +115,7 @@ def test_detail_f1_by_hand():
     assert detail_f1(reference, other) == pytest.approx(2 * 2 / (4 + 3))  # cardiomegaly and the left scar
     assert detail_f1_each(reference, other) == pytest.approx([.5, 1, 2 / 3])
     assert detail_f1(reference, other, "amount") == pytest.approx(2 * 2 / (3 + 3))
-    assert detail_f1(["clear ."], ["clear ."]) == 0  # nothing to find
+    assert detail_f1(["clear ."], ["clear ."]) is None  # nothing to find
     assert detail_f1(["left opacity ."], ["left opacity . no effusion ."]) == 1
     assert detail_f1(["left atelectasis ."], ["left opacity consistent with atelectasis ."]) == 1
     with pytest.raises(ValueError): detail_f1(["a"], [])

@@ -256,10 +256,10 @@ def detail_f1(
     references: list,  # one text per study, raw or cleaned
     hypotheses: list,  # the model's texts, same order and length
     part: str = "side",  # what has to agree beside the finding: 'side' or 'amount'
-) -> float:  # from 0 to 1
+) -> float | None:  # from 0 to 1; None where neither side names a finding
     "Micro-F1 of the findings that are named with their side or amount. Raises `ValueError` like `corpus_bleu`."
     both, total = map(sum, zip(*_detail_counts(references, hypotheses, part)))
-    return 2 * both / max(total, 1)
+    return 2 * both / total if total else None
 
 def detail_f1_each(
     references: list,  # one text per study, raw or cleaned
