@@ -59,6 +59,7 @@ def test_rexrank_there_and_back(files, tmp_path):
     assert read_reports(path, "section_findings") == {"7": "Clear lungs."}
     given, = files(g_json=json.dumps({"7": {"report": entry["report"]}}))
     assert read_reports(given, "section_findings") == {"7": "Clear lungs."}
+    with pytest.raises(ValueError, match="no text in 'model_prediction'"): read_reports(given)  # nobody's prediction
     studies = load_studies().head(5)
     said = [f"the lungs are clear of {i} ." for i in range(5)]
     for name in ("p.json", "p.csv"):
@@ -79,6 +80,8 @@ def test_pairs_are_matched_and_what_is_missing_is_said(files):
     assert "1 of 3 studies" in notes[0] and "is 2." in notes[0] and "is 9." in notes[1]
     shown = score(refs, hyps, "--clean", "chen", "--json")
     assert "the first is 2." in shown.stderr and json.loads(shown.stdout)["studies"] == 2
+    lines, = files(l_txt="clear .\n")
+    assert "same kind of file" in score(refs, lines).stderr
     other, = files(o_csv="uid,report\ns5,clear .\n")
     assert "No study" in score(refs, other).stderr
     assert "There is no cleaning named 'soap'" in score(refs, hyps, "--clean", "soap").stderr

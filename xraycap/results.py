@@ -25,7 +25,7 @@ from .mesh import FINDINGS, mesh_findings
 from .metrics import best_constant, bleu_counts, bleu_of_counts, bootstrap, cider, corpus_bleu
 from .metrics import meteor, most_common, rouge_l, shuffled_bleu4
 from .models import describe, generate, load_model
-from .predictions import write_reports
+from .predictions import reports_file, write_reports
 from .studies import studies_of
 from .text import clean_chen
 from .weights import default_weights
@@ -70,13 +70,14 @@ def evaluate(
     predictions: str | Path | None = None,  # a .csv or .json to write the reports to, as `write_reports` does
 ) -> dict:  # the card with k, images ('phantom', 'openi' or the table's name) and split
     "Score a model on one part of a split: `score_card`, or for labels without reports `label_card`, also by view."
+    if predictions: predictions = reports_file(Path(predictions))
     studies, source = studies_of(images, split, part)
     reported = studies[studies.findings != ""]
     if reported.empty: card = _evaluate_labels(model, studies, k)
     if predictions or not reported.empty:
         written = studies if reported.empty else reported
         texts = describe(model, written, k)
-        if predictions: write_reports(Path(predictions), written, texts)
+        if predictions: write_reports(predictions, written, texts)
         if not reported.empty: card = score_card(list(reported.findings.map(clean_chen)), texts)
     return {**card, "k": k, "images": source, "split": studies.attrs["split"]}
 
