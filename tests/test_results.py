@@ -10,6 +10,7 @@ from xraycap.findings import finding_f1
 from xraycap.lstm import LSTMDecoder
 from xraycap.metrics import corpus_bleu
 from xraycap.models import describe, save_model
+from xraycap.predictions import read_reports
 from xraycap.results import baselines, evaluate, findings_table, paired_bootstrap, results_table, score_card
 from xraycap.studies import load_studies
 from xraycap.text import Vocab, clean_chen
@@ -22,9 +23,11 @@ def test_score_card():
     card = score_card(texts, texts)
     assert card.keys() - {"meteor"} == {
         "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "finding_f1_micro", "finding_f1_macro",
-        "distinct", "bleu_4_shuffled", "bleu_4_low", "bleu_4_high"}
+        "finding_side_f1_micro", "finding_amount_f1_micro", "distinct", "bleu_4_shuffled", "bleu_4_low", "bleu_4_high"}
     assert card["bleu_4"] == card["rouge_l"] == pytest.approx(1)
     assert card["distinct"] == 3 and card["bleu_4_shuffled"] < 1
+    assert card["finding_side_f1_micro"] == 1 and score_card(texts, [t.replace("left", "right") for t in texts])[
+        "finding_side_f1_micro"] == 0
     json.dumps(card)
     with pytest.raises(ValueError, match="3 references and 2"): score_card(texts, texts[:2])
     with pytest.raises(ValueError, match="0 references"): score_card([], [])
@@ -55,7 +58,8 @@ def test_each_row_of_the_table_is_what_evaluate_and_others_measure(tmp_path, few
     assert table.distinct.dtype == int
     assert results_table(references, {"a": references}, images="openi").columns.name != "simulated images"
     for name, folder in models.items():
-        card = evaluate(folder, k=2)
+        card = evaluate(folder, k=2, predictions=tmp_path / f"{name}.json")
+        assert list(read_reports(tmp_path / f"{name}.json").values()) == said[name]
         assert table.loc[name].to_dict() == {figure: card[figure] for figure in table.columns}
     from nltk.translate.bleu_score import corpus_bleu as nltk_bleu
     for name, texts in said.items():

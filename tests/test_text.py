@@ -6,7 +6,7 @@ import pytest
 
 from xraycap.reports import load_reports
 from xraycap.studies import load_studies
-from xraycap.text import CLEANING_STEPS, EOS, PAD, SOS, UNK, Vocab, clean_chen, clean_findings, sentences
+from xraycap.text import CLEANING_STEPS, EOS, PAD, SOS, UNK, Vocab, clean_chen, clean_findings, one_line, sentences
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,20 @@ def test_all_reports_in_two_seconds():
 ])
 def test_clean_chen(text, tokens):
     assert clean_chen(text) == tokens
+
+
+@pytest.mark.parametrize("space", ["\n", "\r\n", "\n\n", "\t", "\u00a0", " \n ", "\u2028"])
+def test_any_white_space_after_a_stop_ends_the_sentence(space):
+    assert clean_chen(f"No pneumothorax.{space}The heart is large.") == "no pneumothorax . the heart is large ."
+
+
+@pytest.mark.parametrize("text, line", [
+    ("one line", "one line"), ("- 3 mm nodule", "- 3 mm nodule"), ("", ""),
+    ("No effusion\nScar", "No effusion. Scar"), ("- No effusion\n- scar", "No effusion. scar"),
+    ("FINDINGS:\n1. Scar,\nold\n\n2) clear", "FINDINGS: Scar, old. clear"),
+    (f"{'long ' * 12}line\nwrapped", f"{'long ' * 12}line wrapped"),
+    (f"{'long ' * 12}line\nEnded", f"{'long ' * 12}line. Ended"), ("short line\nended", "short line. ended")])
+def test_one_line(text, line): assert one_line(text) == line
 
 
 def test_clean_chen_always_ends_with_a_stop(findings):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Version', 'Frontal', 'Lateral', 'Radiographs', 'Strict', 'ModelFolder', 'Epochs', 'Engine', 'References',
-           'Hypotheses', 'What', 'To', 'Host', 'Port', 'examples', 'report', 'in_words', 'train', 'show_card',
-           'evaluate', 'features', 'read_lines', 'score', 'studies', 'download', 'serve', 'main']
+           'Hypotheses', 'Clean', 'What', 'To', 'Host', 'Port', 'examples', 'report', 'in_words', 'train', 'show_card',
+           'evaluate', 'features', 'score', 'studies', 'download', 'serve', 'main']
 
 # %% ../nbs/23_cli.ipynb #b8cc89c0
 import json
@@ -189,17 +189,22 @@ def show_card(
         if isinstance(value, dict):  # a figure for each finding, or the whole card of a view
             print(f"{indent}{name}:")
             if value: show_card(value, as_json, indent + "  ")
-        else: print(f"{indent}{name:{width}}", f"{value:.3f}" if isinstance(value, float) else value)
+        else:
+            shown = "undefined" if value is None else f"{value:.3f}" if isinstance(value, float) else value
+            print(f"{indent}{name:{width}}", shown)
 
 @app.command(epilog=examples(
     "xraycap evaluate", "xraycap evaluate --model models/real --images openi --split chen",
-    "xraycap evaluate --model models/real --images clinic/data.csv --json"))
+    "xraycap evaluate --model models/real --images clinic/data.csv --json",
+    "xraycap evaluate --predictions attention.csv"))
 def evaluate(
     model: Model = "attention",
     images: Images = "phantom",
     split: Split = "chen",
     part: Annotated[str, typer.Option(help="'train', 'val' or 'test'.")] = "test",
     beam: Beam = 3,
+    predictions: Annotated[Optional[Path], typer.Option(
+        help="Also write what the model wrote: a .csv with study_id and report, or a .json in ReXrank's form.")] = None,
     as_json: AsJson = False,
 ):
     """Score a model on one part of a split.
@@ -214,7 +219,7 @@ def evaluate(
     with plain_errors():
         from xraycap.models import load_model
         from xraycap.results import evaluate
-        card = evaluate(model, images=images, split=split, part=part, k=beam)
+        card = evaluate(model, images=images, split=split, part=part, k=beam, predictions=predictions)
         learnt = load_model(model)[2]
     show_card(card, as_json)
     if as_json: return
@@ -254,35 +259,37 @@ def features(
         else: store, _ = readable_features(studies, fused(net), strict=strict)
     print(f"{store.path}: features of {len(store):,} studies, {store.path.stat().st_size / 1e9:.2f} GB.")
 
-# %% ../nbs/23_cli.ipynb #1bd34f6f
-def read_lines(
-    path: Path,  # text file, UTF-8, a report a line
-) -> list:  # of str, stripped
-    "Raises `FileNotFoundError`, or `ValueError` when it is not text."
-    if not path.exists() or path.is_dir(): raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        with path.open(encoding="utf-8-sig") as lines: return [line.strip() for line in lines]
-    except UnicodeDecodeError as e: raise ValueError(f"{path} is not a UTF-8 text file.") from e
-
+# %% ../nbs/23_cli.ipynb #66d3b9fb
 References = Annotated[Path, typer.Argument(
-    help="Text file, a radiologist's report a line, words split at spaces.")]
-Hypotheses = Annotated[Path, typer.Argument(help="Text file, a generated report a line, same order.")]
+    help="Radiologists' reports: a text file with one a line, or a .csv with the columns study_id (or dicom_id, uid, "
+         "id) and report, or ReXrank's .json. Without HYPOTHESES this is the file to score, against the radiologists "
+         "of the chen test part.")]
+Hypotheses = Annotated[Optional[Path], typer.Argument(help="Generated reports, in the same kind of file.")]
+Clean = Annotated[Optional[str], typer.Option(
+    help="'none', 'chen' (R2Gen's cleaning), 'r2gen' (references cut and with <unk>, as its program compares them: for "
+         "published figures) or 'case-study'. None: 'none' for two files, 'chen' for one.")]
 
-@app.command(epilog=examples("xraycap score references.txt hypotheses.txt --json"))
+@app.command(epilog=examples(
+    "xraycap score references.txt hypotheses.txt --json", "xraycap score references.csv predictions.csv --clean chen",
+    "xraycap score predictions.csv --clean r2gen"))
 def score(
     references: References,
-    hypotheses: Hypotheses,
+    hypotheses: Hypotheses = None,
+    clean: Clean = None,
     as_json: AsJson = False,
 ):
     """Score any program's reports against radiologists'.
 
-    The figures are those of 'xraycap evaluate'. The texts are taken as they are: clean both files the same way
-    first."""
+    The figures are those of 'xraycap evaluate'. Lines are paired by their order, tables by the study, and what has no
+    partner is named on standard error. A figure that these texts do not define is 'undefined' (null in JSON)."""
     with plain_errors():
-        refs, hyps = read_lines(references), read_lines(hypotheses)
+        from xraycap.predictions import load_pairs
         from xraycap.results import score_card
+        refs, hyps, about, notes = load_pairs(references, hypotheses, clean)
         card = score_card(refs, hyps)
-    show_card(card, as_json)
+        for note in notes: print(f"xraycap: {note}")  # on standard error
+    show_card({**card, **about} if as_json else card, as_json)
+    if about and not as_json: print(f"{about['studies']} studies of {about['references']}; cleaning: {about['clean']}.")
 
 # %% ../nbs/23_cli.ipynb #d52eb3b7
 @app.command(epilog=examples("xraycap studies", "xraycap studies --out tables/indiana.csv"))

@@ -18,30 +18,45 @@ from .batches import pool_views
 from .encoder import ImageEncoder, finding_head
 from .fast import fused
 from .features import store_features
-from .findings import finding_f1, label_f1, label_findings
+from .findings import detail_f1, finding_f1, label_f1, label_findings
 from .mesh import FINDINGS, mesh_findings
 from .metrics import best_constant, bleu_counts, bleu_of_counts, bootstrap, cider, corpus_bleu
 from .metrics import meteor, most_common, rouge_l, shuffled_bleu4
 from .models import describe, load_model
+from .predictions import reports_file, write_reports
 from .studies import studies_of
 from .text import clean_chen
 from .weights import default_weights
 
 # %% ../nbs/20_results.ipynb #2edcfa9b
+def _undefined(references, hypotheses):
+    "The figures that these texts do not define, each None, and the reasons"
+    found = {}
+    if len(set(references)) == 1:  # each word in all references
+        found |= {"cider": None, "cider_reason": "CIDEr weighs rare words, which takes two references that differ."}
+    wanted, given = (any(map(label_findings, texts)) for texts in (references, hypotheses))
+    if not wanted:
+        found |= {f"finding_f1_{name}": None for name in ("micro", "macro") if name == "macro" or not given}
+        found["finding_f1_reason"] = f"No {'reference' if given else 'report'} names a finding."
+    return found
+
 def score_card(
     references: list,  # radiologists' reports: str, words and full stops separated by spaces
     hypotheses: list,  # generated reports, same order and form
-) -> dict:  # name of a figure -> its value; `meteor` only where Java and pycocoevalcap are installed
+) -> dict:  # name of a figure -> its value, None and a reason where it is not defined; `meteor` only where installed
     "Every figure of a set of reports. Raises `ValueError` when the two lists do not pair up or are empty."
     card = {f"bleu_{n}": bleu for n, bleu in enumerate(corpus_bleu(references, hypotheses), 1)}
     card["rouge_l"] = rouge_l(references, hypotheses)
     card["cider"] = cider(references, hypotheses)
     card["finding_f1_micro"], card["finding_f1_macro"] = finding_f1(references, hypotheses)
+    card["finding_side_f1_micro"] = detail_f1(references, hypotheses, "side")
+    card["finding_amount_f1_micro"] = detail_f1(references, hypotheses, "amount")
     card["distinct"] = len(set(hypotheses))
     card["bleu_4_shuffled"] = shuffled_bleu4(references, hypotheses)
     card["bleu_4_low"], card["bleu_4_high"] = bootstrap(references, hypotheses)
     if (score := meteor(references, hypotheses)) is not None: card["meteor"] = score
-    return {name: value if isinstance(value, int) else float(value) for name, value in card.items()}
+    card = {name: value if isinstance(value, int | None) else float(value) for name, value in card.items()}
+    return card | _undefined(references, hypotheses)
 
 # %% ../nbs/20_results.ipynb #f74897d7
 def evaluate(
@@ -50,12 +65,18 @@ def evaluate(
     split: str = "chen",  # 'chen', 'case-study' or 'by-text'
     part: str = "test",  # 'train', 'val' or 'test'
     k: int = 3,  # beam width
+    predictions: str | Path | None = None,  # a .csv or .json to write the reports to, as `write_reports` does
 ) -> dict:  # the card with k, images ('phantom', 'openi' or the table's name) and split
     "Score a model on one part of a split: `score_card`, or for labels without reports `label_card`, also by view."
+    if predictions: predictions = reports_file(Path(predictions))
     studies, source = studies_of(images, split, part)
     reported = studies[studies.findings != ""]
     if reported.empty: card = _evaluate_labels(model, studies, k)
-    else: card = score_card(list(reported.findings.map(clean_chen)), describe(model, reported, k))
+    if predictions or not reported.empty:
+        written = studies if reported.empty else reported
+        texts = describe(model, written, k)
+        if predictions: write_reports(predictions, written, texts)
+        if not reported.empty: card = score_card(list(reported.findings.map(clean_chen)), texts)
     return {**card, "k": k, "images": source, "split": studies.attrs["split"]}
 
 # %% ../nbs/20_results.ipynb #cdb9a763
