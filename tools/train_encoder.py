@@ -8,9 +8,8 @@ Both tables have the columns `frontal,labels` and are read as `load_studies` rea
 left alone. Interrupted, `train` goes on from its last hundredth batch, with the batches that it would have had. It
 writes POOL/chest_encoder.safetensors.
 
-EARLIER are weights of `save_encoder`. Those of the shipped ones had learnt from simulated studies only: they are the
-file xraycap/assets/phantom_encoder.safetensors of earlier versions, and train_encoder.log is what that training
-printed.
+EARLIER are weights of `save_encoder`, such as those in the package: they have learnt from simulated studies only, and
+train_encoder.log is what that training printed.
 
 Each image teaches the outputs that it knows. A simulated study knows all of them, and their places: beside each
 finding the headings and qualifiers of its codes are learnt (a density or an opacity; which side, which lobe), from the

@@ -89,7 +89,7 @@ class Desk:
         try:
             until = time.monotonic() + self.patience
             pictures = [self._turn(self.opener, until, open_upload, file) for file in files]
-            report = self._turn(self.reporter, until, self.captioner.report, *map(square, pictures), k=self.k)
+            report = self._turn(self.reporter, until, self.captioner.report, *pictures, k=self.k)
             self.last = report.seconds
             return report, pictures
         finally: self.free.release()

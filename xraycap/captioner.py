@@ -81,8 +81,7 @@ def notice(
         if not radiographs: return f"{text} It learnt from simulated images, not from patients' radiographs."
         return (f"{text} It learnt from simulated images of Indiana reports and from {radiographs['n']:,} labelled "
                 f"radiographs of {radiographs['table']}; from no real image with its own report.")
-    if encoder != "chest": return text
-    return f"{text} Its encoder has only seen simulated images and labelled radiographs of the NIH."
+    return text + " Its encoder has only seen simulated images." * (encoder == "chest")
 
 # %% ../nbs/21_captioner.ipynb #191fb95e
 def _view(
@@ -157,9 +156,11 @@ class Captioner:
     ) -> Report:  # words, attention and notice
         "Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         started = time.perf_counter()
+        frontal, lateral = (open_radiograph(x) if isinstance(x, (str, Path)) else x for x in (frontal, lateral))
         views, features = self.encode(frontal, lateral)
         front, side = (features if self.decoder.pooled else pool_views(features)).reshape(2, -1)
-        warnings = input_warnings(front, None if lateral is None else side, self.rule)
+        warnings = [w for x in (frontal, lateral) for w in getattr(x, "info", {}).get("warnings", [])]  # on opening
+        warnings += input_warnings(front, None if lateral is None else side, self.rule)
         best, = beam_search(self.decoder, features[None], k=k)
         return Report(
             self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
