@@ -28,7 +28,7 @@ from werkzeug.exceptions import (
 from .captioner import Captioner, Report, notice, sentence_maps
 from .files import assets
 from .phantom import study_views
-from .radiographs import open_guarded, square
+from .radiographs import open_guarded
 from .studies import load_studies
 
 # %% ../nbs/22_app.ipynb #ad26f7a3
