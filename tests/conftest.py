@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from torch import nn
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
@@ -22,6 +24,22 @@ def seen(model, x):
 
 
 def agree(got, want, tol=1e-4): assert (got - want).abs().max() < tol * want.abs().max()
+
+
+def write_dicom(path, x, drop=(), syntax=ExplicitVRLittleEndian, **fields):
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    meta.TransferSyntaxUID = syntax
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.Rows, ds.Columns = x.shape[:2]
+    bits = x.dtype.itemsize * 8
+    ds.SamplesPerPixel, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 1, bits, bits, bits - 1, 0
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.PixelData = x.tobytes()
+    for k, v in fields.items(): setattr(ds, k, v)
+    for k in drop: delattr(ds, k)
+    ds.save_as(path, enforce_file_format=True)
+    return path
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from conftest import write_dicom
 from PIL import Image
 
 from xraycap.app import create_app, make_server
@@ -87,9 +88,9 @@ def test_dropped_files_find_their_view(page):
 def test_warnings_stand_above_the_findings(page, tmp_path):
     describe(page, *EXAMPLE)
     assert page.is_hidden("#warnings")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), dtype="uint8")).save(tmp_path / "noise.png")
-    describe(page, str(tmp_path / "noise.png"))
-    assert page.inner_text("#warnings") == "The first picture does not look like a chest radiograph."
+    view = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    describe(page, str(write_dicom(tmp_path / "a.dcm", view, WindowCenter=30_000, WindowWidth=100)))
+    assert "a.dcm: The display window in the file leaves 1 of 256 greys" in page.inner_text("#warnings")
     assert page.locator("#warnings").bounding_box()["y"] < page.locator("#sentences").bounding_box()["y"]
     with page.expect_download() as download: page.click("#as-text")
     assert page.inner_text("#warnings") in open(download.value.path(), encoding="utf-8").read()

@@ -19,14 +19,16 @@ def copies(tmp_path):
     truth = load_studies().set_index("uid")
     def save(grey, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (40, 40), grey).save(path)
+        halves = Image.new("L", (40, 40), grey - 9)  # a picture of one grey shows nothing
+        halves.paste(grey + 9, (0, 20, 40, 40))
+        halves.save(path)
     reports = ["uid,MeSH,Problems,image,indication,comparison,findings,impression"]
     projections = ["uid,filename,projection"]
     parts = {"train": [], "val": [], "test": []}
     for uid, images in STUDIES.items():
         study, folder = truth.loc[uid], images[0].rpartition("-")[0]
         for i, image in enumerate(images):
-            grey, kaggle = (uid + 90 * i) % 256, image.removeprefix("CXR1_" if uid == 1 else "CXR") + ".dcm.png"
+            grey, kaggle = 20 + (uid + 90 * i) % 200, image.removeprefix("CXR1_" if uid == 1 else "CXR") + ".dcm.png"
             save(grey, tmp_path / "archive" / f"{image}.png")
             save(grey, tmp_path / "kaggle/images/images_normalized" / kaggle)
             save(grey, tmp_path / "r2gen/images" / folder / f"{i}.png")
@@ -50,7 +52,7 @@ def test_three_copies_are_the_same(copies, split):
         return studies.drop(columns=["frontal", "lateral"]).to_dict(), greys
     expected = read("archive")
     assert list(expected[0]["uid"].values()) == [1, 25, 37, 1000]
-    assert expected[1] == [[91, 1], [25, 25], [127, 37], [232, 66]]  # studies 1 and 37 have the lateral image first
+    assert expected[1] == [[111, 21], [45, 45], [147, 57], [20, 110]]  # studies 1 and 37 have the lateral image first
     for path in ("kaggle", "kaggle/images", "kaggle/images/images_normalized", "kaggle/indiana_reports.csv",
                  "kaggle/indiana_projections.csv", "r2gen", "r2gen/images", "r2gen/annotation.json"):
         assert read(path) == expected, path

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from conftest import write_dicom
 from PIL import Image, ImageDraw
 from pydicom.data import get_testdata_file
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000, JPEGBaseline8Bit, RLELossless,
-    SecondaryCaptureImageStorage, generate_uid)
+    DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000, JPEGBaseline8Bit, RLELossless)
 
 from xraycap.dicom import MAX_FIELDS, bulk, display_values, greys, is_dicom, read_header, to_grey
 from xraycap.files import assets
@@ -44,22 +44,6 @@ def png_header(width, height):
     "A PNG that is only a header and a few bytes, written by hand"
     return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
             + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)) + png_chunk(b"IEND", b""))
-
-
-def write_dicom(path, x, drop=(), syntax=ExplicitVRLittleEndian, **fields):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-    meta.TransferSyntaxUID = syntax
-    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.Rows, ds.Columns = x.shape[:2]
-    bits = x.dtype.itemsize * 8
-    ds.SamplesPerPixel, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 1, bits, bits, bits - 1, 0
-    ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.PixelData = x.tobytes()
-    for k, v in fields.items(): setattr(ds, k, v)
-    for k in drop: delattr(ds, k)
-    ds.save_as(path, enforce_file_format=True)
-    return path
 
 
 # --- what opens

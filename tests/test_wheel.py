@@ -39,7 +39,6 @@ def test_contents(unpacked):
     assert packed == {str(p.relative_to(root)) for p in files}
     assert {f"xraycap/assets/attention/{n}" for n in ("config.json", "vocab.json", "model.safetensors")} <= packed
     assert {"xraycap/assets/chest_encoder.safetensors", "xraycap/assets/chen_split.json"} <= packed
-    assert "xraycap/assets/inputs.safetensors" in packed
     assert {f"xraycap/assets/example/{n}" for n in ("frontal.png", "lateral.png", "study.json")} <= packed
     info, = unpacked.glob("xraycap-*.dist-info")
     assert "xraycap = xraycap.cli:main" in (info / "entry_points.txt").read_text()
