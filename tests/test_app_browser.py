@@ -113,7 +113,7 @@ def test_mistakes_are_sentences(page, tmp_path):
     page.set_input_files("#files", [str(letter)])
     page.click("#go")
     page.wait_for_selector("#error:not([hidden])")
-    assert "letter.png is not a PNG, JPEG or DICOM file" in page.inner_text("#error")
+    assert "letter.png is not a PNG, JPEG, TIFF or DICOM file" in page.inner_text("#error")
     assert page.is_hidden("#result") and page.is_hidden("#working")
     page.set_input_files("#files", [*EXAMPLE, str(letter)])
     assert "Two X-rays" in page.inner_text("#error")
@@ -127,7 +127,7 @@ def test_mistakes_are_sentences(page, tmp_path):
 
 def test_names_of_files_are_text(page, tmp_path):
     evil = tmp_path / "<img src=x onerror=document.title=1>.png"
-    Image.new("L", (64, 64), 90).save(evil)
+    Image.linear_gradient("L").save(evil)
     describe(page, str(evil))
     assert page.title() != "1" and page.locator("#chosen img").count() == 1
 

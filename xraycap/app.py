@@ -28,7 +28,7 @@ from werkzeug.exceptions import (
 from .captioner import Captioner, Report, notice, sentence_maps
 from .files import assets
 from .phantom import study_views
-from .radiographs import open_guarded
+from .radiographs import open_guarded, square
 from .studies import load_studies
 
 # %% ../nbs/22_app.ipynb #ad26f7a3
@@ -89,7 +89,8 @@ class Desk:
         try:
             until = time.monotonic() + self.patience
             pictures = [self._turn(self.opener, until, open_upload, file) for file in files]
-            report = self._turn(self.reporter, until, self.captioner.report, *pictures, k=self.k)
+            report = self._turn(self.reporter, until, self.captioner.report, *map(square, pictures), k=self.k)
+            report.warnings[:0] = [w for p in pictures for w in p.info.get("warnings", [])]  # said when it was opened
             self.last = report.seconds
             return report, pictures
         finally: self.free.release()
