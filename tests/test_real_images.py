@@ -170,4 +170,5 @@ def test_an_encoder_that_is_not_there(tmp_path, studies, pictures, monkeypatch):
         args = ["train", "--images", images, "--encoder", encoder, "--out", tmp_path / "model"]
         result = CliRunner().invoke(app, [*map(str, args)])
         assert result.exit_code == 2 and says in result.stderr and not (tmp_path / "model").exists()
-        assert [line.startswith("xraycap: ") for line in result.stderr.strip().splitlines()] == [False, True]  # few reports
+        lines = result.stderr.strip().splitlines()  # that the reports are few, and the mistake
+        assert [line.startswith("xraycap: ") for line in lines] == [False, True]
