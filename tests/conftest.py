@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from torch import nn
@@ -24,6 +25,14 @@ def seen(model, x):
 
 
 def agree(got, want, tol=1e-4): assert (got - want).abs().max() < tol * want.abs().max()
+
+
+def two_greys(path, grey):
+    "A picture of this mean grey, which shows something: its lower half is lighter."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("L", (40, 40), grey - 9)
+    picture.paste(grey + 9, (0, 20, 40, 40))
+    picture.save(path)
 
 
 def write_dicom(path, x, drop=(), syntax=ExplicitVRLittleEndian, **fields):

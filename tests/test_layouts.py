@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pytest
+from conftest import two_greys
 from PIL import Image
 
 from xraycap.phantom import study_views
@@ -17,11 +18,6 @@ STUDIES = {  # number: its images as the archive names them, in the report's ord
 def copies(tmp_path):
     "The same pictures, each of its own grey, in three folders"
     truth = load_studies().set_index("uid")
-    def save(grey, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        halves = Image.new("L", (40, 40), grey - 9)  # a picture of one grey shows nothing
-        halves.paste(grey + 9, (0, 20, 40, 40))
-        halves.save(path)
     reports = ["uid,MeSH,Problems,image,indication,comparison,findings,impression"]
     projections = ["uid,filename,projection"]
     parts = {"train": [], "val": [], "test": []}
@@ -29,9 +25,9 @@ def copies(tmp_path):
         study, folder = truth.loc[uid], images[0].rpartition("-")[0]
         for i, image in enumerate(images):
             grey, kaggle = 20 + (uid + 90 * i) % 200, image.removeprefix("CXR1_" if uid == 1 else "CXR") + ".dcm.png"
-            save(grey, tmp_path / "archive" / f"{image}.png")
-            save(grey, tmp_path / "kaggle/images/images_normalized" / kaggle)
-            save(grey, tmp_path / "r2gen/images" / folder / f"{i}.png")
+            two_greys(tmp_path / "archive" / f"{image}.png", grey)
+            two_greys(tmp_path / "kaggle/images/images_normalized" / kaggle, grey)
+            two_greys(tmp_path / "r2gen/images" / folder / f"{i}.png", grey)
             projections.append(f"{uid},{kaggle},{study.views[i].title()}")
         reports.append(f'{uid},{";".join(study.mesh)},x,x,x,x,"{study.findings}",x')
         if study.split: parts[study.split].append({

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import two_greys
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,16 +16,9 @@ from xraycap.phantom import study_views
 from xraycap.studies import load_studies
 
 
-def picture(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    halves = Image.new("L", (40, 50), value - 9)  # a picture of one grey shows nothing
-    halves.paste(value + 9, (0, 25, 40, 50))
-    halves.save(path)
-
-
 def clinic(tmp_path, text, images=("a.png", "b.png", "deep/c.jpg")):
     "A folder `clinic` with data.csv and some images, each of its own grey"
-    for i, o in enumerate(images): picture(tmp_path / "clinic" / o, 10 * (i + 1))
+    for i, o in enumerate(images): two_greys(tmp_path / "clinic" / o, 10 * (i + 1))
     table = tmp_path / "clinic" / "data.csv"
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
     return table
@@ -33,7 +27,7 @@ def clinic(tmp_path, text, images=("a.png", "b.png", "deep/c.jpg")):
 def archive(folder, parts):
     "annotation.json in `folder`, with every image that it names"
     for o in (o for studies in parts.values() for o in studies):
-        for i, image in enumerate(o["image_path"]): picture(folder / "images" / image, 50 + i)
+        for i, image in enumerate(o["image_path"]): two_greys(folder / "images" / image, 50 + i)
     path = folder / "annotation.json"
     path.write_text(json.dumps(parts))
     return path
@@ -102,7 +96,7 @@ def test_numbers_stay_when_rows_move(tmp_path):
 
 def test_absolute_paths(tmp_path):
     elsewhere = tmp_path / "elsewhere" / "x.png"
-    picture(elsewhere, 99)
+    two_greys(elsewhere, 99)
     studies = load_studies(clinic(tmp_path, f"frontal,lateral,findings\n{elsewhere},,Clear.\n"))
     assert studies.frontal[0] == str(elsewhere) and grey(studies.loc[0]) == [99, 99]
 
@@ -243,7 +237,7 @@ def test_no_such_table(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*y.csv"): load_studies(tmp_path / "y.csv")
     table = clinic(tmp_path, "frontal,findings\na.png,A.\n")
     with pytest.raises(ValueError, match="no split named"): load_studies(table, "random")
-    picture(tmp_path / "cats" / "tom.png", 1)
+    two_greys(tmp_path / "cats" / "tom.png", 1)
     with pytest.raises(FileNotFoundError, match="list images of your own in a CSV"): load_studies(tmp_path / "cats")
 
 

@@ -67,9 +67,9 @@ Images = Annotated[str, typer.Option(
          "them, or a table of your own studies: a .csv with the columns frontal,lateral,findings or frontal,labels, or "
          "an annotation.json.")]
 Encoder = Annotated[Optional[str], typer.Option(
-    help="Weights of the encoder: 'chest' (in the package; simulated images and some real ones); 'xrv-nih', 'xrv-chex' "
-         "and so on, 'chexnet-torch', 'chexnet-keras' (real ones); 'imagenet'; or a weights file. None: 'chest' for "
-         "simulated images, 'xrv-nih' (fetched the first time; 'chest' where that fails) for others.")]
+    help="Weights of the encoder: 'chest' (in the package; simulated images); 'xrv-nih', 'xrv-chex' and so on, "
+         "'chexnet-torch', 'chexnet-keras' (real ones); 'imagenet'; or a weights file. None: 'chest' for simulated "
+         "images, 'xrv-nih' (fetched the first time; 'chest' where that fails) for others.")]
 Split = Annotated[str, typer.Option(help="'chen', 'case-study' or 'by-text'; your own table brings its own.")]
 Model = Annotated[str, typer.Option(help="A model's folder, or the name of one that came with the package.")]
 Beam = Annotated[int, typer.Option(min=1, max=20, help="Beam width: how many beginnings the search keeps.")]

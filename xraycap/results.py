@@ -71,12 +71,11 @@ def evaluate(
     if predictions: predictions = reports_file(Path(predictions))
     studies, source = studies_of(images, split, part)
     reported = studies[studies.findings != ""]
-    if reported.empty: card = _evaluate_labels(model, studies, k)
-    if predictions or not reported.empty:
-        written = studies if reported.empty else reported
-        texts = describe(model, written, k)
-        if predictions: write_reports(predictions, written, texts)
-        if not reported.empty: card = score_card(list(reported.findings.map(clean_chen)), texts)
+    described = studies if reported.empty else reported
+    reports = describe(model, described, k)
+    if predictions: write_reports(predictions, described, reports)
+    if reported.empty: card = _evaluate_labels(model, studies, reports)
+    else: card = score_card(list(reported.findings.map(clean_chen)), reports)
     return {**card, "k": k, "images": source, "split": studies.attrs["split"]}
 
 # %% ../nbs/20_results.ipynb #cdb9a763
@@ -192,9 +191,9 @@ def _outputs(encoder, studies):
     x = torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid])).float()
     with torch.inference_mode(): return pd.DataFrame(head(x).numpy(), columns=findings)
 
-def _evaluate_labels(model, studies, k):
+def _evaluate_labels(model, studies, reports):
     "The label card of a model, with `pa` and `ap` where the table says which is which."
-    reports, encoder = np.array(describe(model, studies, k)), load_model(model)[2]["encoder"]
+    reports, encoder = np.array(reports), load_model(model)[2]["encoder"]
     can_name = mesh_findings(studies.attrs["labels"])
     wanted = _truth_values(studies.mesh.map(mesh_findings), [name for name in FINDINGS if name in can_name])
     outputs = _outputs(encoder, studies)
