@@ -15,6 +15,7 @@ _names = {  # module -> its names that `xraycap` offers
     "weights": "load_weights default_weights",
     "encoder": "ImageEncoder CheXNet",
     "features": "FeatureStore store_features",
+    "inputs": "input_rule input_warnings",
     "batches": "caption_dls",
     "lstm": "LSTMDecoder caption_learner",
     "attention": "AttentionDecoder",

@@ -22,6 +22,7 @@ from .batches import pool_views
 from .encoder import ImageEncoder
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
+from .inputs import input_rule, input_warnings
 from .models import find_model, load_model, save_model
 from .radiographs import check_shown, check_size, grey, open_radiograph, square
 from .text import sentences
@@ -45,7 +46,7 @@ class Report:
     seconds: float  # from files to words
     encoder: str = ""  # weights of its encoder
     radiographs: dict | None = None  # the labelled radiographs that it learnt from as well: `table` and number `n`
-    warnings: list = field(default_factory=list)  # of str, a sentence each: what was odd when the files were opened
+    warnings: list = field(default_factory=list)  # of str, a sentence each: what is odd about the pictures
 
     @property
     def sentences(self) -> list:  # of str
@@ -116,6 +117,7 @@ class Captioner:
         self.decoder, self.vocab, self.about, self.name = fast_decoder(decoder.eval()), vocab, about, name
         self.encoder = ImageEncoder(about["encoder"]).eval()
         self.fast = fused(self.encoder)
+        self.rule = input_rule(self.encoder.digest())  # None: nothing is known about what these weights expect
 
     @classmethod
     def load(
@@ -156,7 +158,9 @@ class Captioner:
         started = time.perf_counter()
         frontal, lateral = (open_radiograph(x) if isinstance(x, (str, Path)) else x for x in (frontal, lateral))
         views, features = self.encode(frontal, lateral)
+        front, side = (features if self.decoder.pooled else pool_views(features)).reshape(2, -1)
         warnings = [w for x in (frontal, lateral) for w in getattr(x, "info", {}).get("warnings", [])]  # on opening
+        warnings += input_warnings(front, None if lateral is None else side, self.rule)
         best, = beam_search(self.decoder, features[None], k=k)
         return Report(
             self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
