@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'Version', 'Frontal', 'Lateral', 'Radiographs', 'Strict', 'ModelFolder', 'Epochs', 'Engine', 'References',
-           'Hypotheses', 'Clean', 'What', 'To', 'Host', 'Port', 'examples', 'report', 'in_words', 'train', 'show_card',
-           'evaluate', 'features', 'score', 'studies', 'download', 'serve', 'main']
+           'Hypotheses', 'Clean', 'What', 'To', 'Host', 'Names', 'Port', 'examples', 'report', 'in_words', 'train',
+           'show_card', 'evaluate', 'features', 'score', 'studies', 'download', 'serve', 'main']
 
 # %% ../nbs/23_cli.ipynb #b8cc89c0
 import json
 import os
+import signal
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
@@ -334,6 +335,8 @@ def download(
 
 # %% ../nbs/23_cli.ipynb #adaad734
 Host = Annotated[str, typer.Option(help="Address to listen on; '0.0.0.0' lets other machines in, without a password.")]
+Names = Annotated[Optional[list[str]], typer.Option(
+    help="Another name by which it may be asked for, such as that of a web server in front of it. May be repeated.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
 
 @app.command(epilog=examples("xraycap serve", "xraycap serve --model models/real --port 8080"))
@@ -342,22 +345,29 @@ def serve(
     beam: Beam = 3,
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    allow_host: Names = None,
 ):
     """Serve a page to drop X-rays on, and an API.
 
-    Nothing is kept, nothing is sent elsewhere, and nobody but this machine is let in unless --host says so. Ctrl+C ends
-    it."""
+    Nothing is kept, nothing is sent elsewhere, and nobody but this machine is let in unless --host says so. Ctrl+C or
+    SIGTERM ends it when those who wait have their reports; the second one at once."""
     with plain_errors():
         try: from xraycap.app import create_app, make_server
         except ImportError as e: raise ValueError(f"The app needs {e.name}: run `pip install 'xraycap[app]'`.") from e
         from xraycap.captioner import Captioner
         captioner = Captioner.load(model)
-        try: server = make_server(create_app(captioner, k=beam), host, port)
+        names = [name.strip("[]").lower() for name in [host, *(allow_host or [])]]
+        try: server = make_server(create_app(captioner, k=beam, hosts=names), host, port)
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
             where = f"{host}, port {port}"
             raise ValueError(f"Nothing can listen on {where}: {reason}; choose others with --host and --port.") from e
-    print(f"http://{host}:{getattr(server, 'effective_port', port)}", flush=True)  # 'localhost' is two servers
+    def end(signum, frame):
+        signal.signal(signum, signal.SIG_DFL)
+        server.close()
+
+    for signum in signal.SIGINT, signal.SIGTERM: signal.signal(signum, end)
+    print(f"http://{f'[{names[0]}]' if ':' in host else host}:{server.effective_port}", flush=True)
     with plain_errors(): server.run()
 
 # %% ../nbs/23_cli.ipynb #8c378956
