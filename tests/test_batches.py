@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from fastai.learner import Learner
-from xraycap.batches import batches_of_like_length, caption_dls, pool_views, show_studies, study_block
+from xraycap.batches import batches_of_like_length, caption_dls, show_studies, study_block
+from xraycap.encoder import pool_views
 from xraycap.phantom import study_views
 from xraycap.studies import load_studies
 from xraycap.text import EOS, PAD, SOS, Vocab, clean_chen

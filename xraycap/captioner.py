@@ -18,8 +18,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .batches import pool_views
-from .encoder import ImageEncoder
+from .encoder import ImageEncoder, pool_views
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
 from .models import find_model, load_model, save_model

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
 from .attention import AttentionDecoder
-from .batches import pool_views
-from .encoder import ImageEncoder, halved
+from .encoder import ImageEncoder, halved, pool_views
 from .fast import beam_search, fused
 from .features import store_features
 from .files import assets, room_for

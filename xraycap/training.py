@@ -28,7 +28,7 @@ from .fast import fast_decoder, fused
 from .features import readable_features
 from .files import room_for
 from .findings import label_findings
-from .lstm import caption_learner
+from .learner import caption_learner
 from .mesh import mesh_findings
 from .models import check_model_folder, decoder_names, save_model
 from .studies import load_studies
