@@ -14,13 +14,12 @@ import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IndexSplitter
-from fastai.torch_core import default_device
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from fastcore.basics import chunked
 from torch.nn.utils.rnn import pad_sequence
 
-from .encoder import pool_views
+from .encoder import chosen_device, pool_views
 from .phantom import study_views
 from .text import PAD, clean_chen
 
@@ -156,7 +155,7 @@ def caption_dls(
     bs: int = 64,  # studies a batch
     pooled: bool = False,  # True for a decoder that takes (B, 2048)
     max_len: int = 60,  # words kept of a report
-    device=None,  # where batches go; None: a GPU if there is one
+    device=None,  # where batches go; None: `chosen_device`
 ) -> DataLoaders:  # batches (features, tokens_in, tokens_out), the first two for the model
     "Train and validation batches from stored features. Raises `ValueError` if a part has no study."
     loaders = []
@@ -166,4 +165,4 @@ def caption_dls(
             raise ValueError(f"No study has split '{part}': load the studies with a split such as 'chen'.")
         dataset = CaptionDataset(rows, store, vocab, clean, pooled, max_len)
         loaders.append(CaptionDL(dataset, bs=bs, shuffle=shuffle, num_workers=0))
-    return DataLoaders(*loaders, device=device or default_device())
+    return DataLoaders(*loaders, device=device or chosen_device())

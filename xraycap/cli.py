@@ -71,6 +71,8 @@ Encoder = Annotated[Optional[str], typer.Option(
     help="Weights of the encoder: 'chest' (in the package; simulated images); 'xrv-nih', 'xrv-chex' and so on, "
          "'chexnet-torch', 'chexnet-keras' (real ones); 'imagenet'; or a weights file. None: 'chest' for simulated "
          "images, 'xrv-nih' (fetched the first time; 'chest' where that fails) for others.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(
+    help="Where the networks work. 'auto': on a GPU, if there is one.")]
 Split = Annotated[str, typer.Option(help="'chen', 'case-study' or 'by-text'; your own table brings its own.")]
 Model = Annotated[str, typer.Option(help="A model's folder, or the name of one that came with the package.")]
 Beam = Annotated[int, typer.Option(min=1, max=20, help="Beam width: how many beginnings the search keeps.")]
@@ -88,6 +90,7 @@ def report(
     lateral: Lateral = None,
     model: Model = "attention",
     beam: Beam = 3,
+    device: Device = "auto",
     as_json: AsJson = False,
     out: Annotated[Path, typer.Option(help="Folder to put report.png into, or the name of a .png file.")] = Path("."),
 ):
@@ -103,6 +106,8 @@ def report(
         from xraycap.radiographs import open_guarded
         views = [open_guarded(view) for view in (frontal, lateral) if view]
         from xraycap.captioner import Captioner, example_study, report_figure
+        from xraycap.encoder import chosen_device
+        chosen_device(device)
         example = example_study() if frontal is None else None
         captioner = Captioner.load(model)
         made = captioner.report(*(example["frontal"], example["lateral"]) if example else views, k=beam)
@@ -152,6 +157,7 @@ def train(
     epochs: Epochs = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another number gives another model.")] = 0,
     strict: Strict = False,
+    device: Device = "auto",
 ):
     """Train a model of your own.
 
@@ -163,8 +169,10 @@ def train(
     get reports that are composed of sentences of the Indiana reports, without the sides and sizes that labels don't
     tell."""
     with plain_errors():
+        from xraycap.encoder import chosen_device
         from xraycap.models import load_model
         from xraycap.training import train_captioner
+        chosen_device(device)
         out = out or Path("models")/decoder
         losses = train_captioner(out, decoder=decoder, images=images, radiographs=radiographs, split=split,
                                  encoder=encoder, epochs=epochs, seed=seed, strict=strict)
@@ -206,6 +214,7 @@ def evaluate(
     beam: Beam = 3,
     predictions: Annotated[Optional[Path], typer.Option(
         help="Also write what the model wrote: a .csv with study_id and report, or a .json in ReXrank's form.")] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ):
     """Score a model on one part of a split.
@@ -218,8 +227,10 @@ def evaluate(
     reports name, and what is left of it when they are shuffled or one set of findings is said of everybody; with a
     column 'view' also within PA and within AP."""
     with plain_errors():
+        from xraycap.encoder import chosen_device
         from xraycap.models import load_model
         from xraycap.results import evaluate
+        chosen_device(device)
         card = evaluate(model, images=images, split=split, part=part, k=beam, predictions=predictions)
         learnt = load_model(model)[2]
     show_card(card, as_json)
@@ -240,24 +251,27 @@ def features(
     encoder: Encoder = None,
     engine: Engine = "plain",
     strict: Strict = False,
+    device: Device = "auto",
 ):
     """Encode images beforehand and keep the features.
 
     'train' and 'evaluate' with the same --images and --encoder find them. Stopped or killed, it goes on from there the
     next time."""
     with plain_errors():
-        from xraycap.encoder import ImageEncoder
+        from xraycap.encoder import ImageEncoder, chosen_device
         from xraycap.fast import fused
         from xraycap.features import readable_features
         from xraycap.studies import load_studies
         from xraycap.weights import default_weights
         if strict and engine == "ray": raise ValueError("The engine ray leaves out what cannot be read: drop --strict.")
+        if device != "auto" and engine == "ray": raise ValueError("The engine ray chooses devices: drop --device.")
+        chosen_device(device)
         studies = load_studies(images)
         net = ImageEncoder(default_weights(studies.attrs["images"]) if encoder is None else encoder)
         if engine == "ray":
             from xraycap.scale import ray_features
             store, _ = ray_features(studies, net)
-        else: store, _ = readable_features(studies, fused(net), strict=strict)
+        else: store, _ = readable_features(studies, fused(net.to(chosen_device())), strict=strict)
     print(f"{store.path}: features of {len(store):,} studies, {store.path.stat().st_size / 1e9:.2f} GB.")
 
 # %% ../nbs/23_cli.ipynb #66d3b9fb
