@@ -1,11 +1,12 @@
-"""xraycap serve under load, on loopback: `python bench/load.py` (100 requests, 8 at a time; Linux, for the memory).
+"""xraycap serve under load, on loopback: `python bench/load.py` (300 requests, 8 at a time; Linux, for the memory).
 
-A request is the two views of the example study, as PNG. In five rounds, 8 requests one at a time and 20 requests 8 at a
+Every third request is the two views of the example study, as PNG; between them come the page, an example, a letter in
+place of a radiograph and what else a server is asked. In five rounds, 8 studies one at a time and 60 requests 8 at a
 time, where a client sends its next request when it has its answer; in turns, because a machine's speed changes with
 what else it does. With 8 in the house and one model, a request waits for the 7 before it, so its whole time is about 8
 times that of a report (Little's law). What load must not do is make the reports themselves dearer; so what is compared
 with a single request is the time that a report takes from when its turn comes (`seconds` of the answer), and the time
-of the whole run divided by its requests. Ends with 1 when a request fails, memory grows by more than 5 %, or either is
+of the whole run divided by its studies. Ends with 1 when a request fails, memory grows by more than 5 %, or either is
 more than 1.5 times the time of a single request."""
 import subprocess
 import sys
@@ -18,17 +19,26 @@ import requests
 
 from xraycap.captioner import example_study
 
-REQUESTS, AT_ONCE, ROUNDS = 100, 8, 5
+REQUESTS, AT_ONCE, ROUNDS = 300, 8, 5
 study = example_study()
 files = {view: study[view].read_bytes() for view in ("frontal", "lateral")}
+send = {view: (f"{view}.png", data) for view, data in files.items()}
+letter, cut = ("letter.png", b"Dear colleague"), ("cut.png", files["frontal"][:2000])
+STUDY = ("POST", "/api/report", send, 200)
+OTHERS = [("GET", "/", None, 200), ("GET", "/static/app.js", None, 200), ("GET", "/healthz", None, 200),
+          ("GET", "/api/examples/379", None, 200), ("GET", "/api/examples/379/frontal.png", None, 200),
+          ("GET", "/nowhere", None, 404), ("POST", "/api/report", {"frontal": letter}, 422),
+          ("POST", "/api/report", {"frontal": cut}, 422), ("POST", "/api/report", {"lateral": letter}, 400),
+          ("POST", "/api/report", {"frontal": ("large.png", b"\x89PNG\r\n\x1a\n" + bytes(21 * 2**20))}, 413)]
+MIXED = [STUDY if i % 3 == 0 else OTHERS[i % len(OTHERS)] for i in range(REQUESTS // ROUNDS)]
 
 
-def ask(url):
-    began = time.perf_counter()
-    images = {view: (f"{view}.png", data) for view, data in files.items()}
-    answer = requests.post(f"{url}/api/report", files=images, timeout=120)
-    report = answer.json()
-    return answer.status_code, time.perf_counter() - began, report.get("seconds", 0), report.get("findings")
+def ask(url, request):
+    "Was it answered as it should be; seconds with waiting and without; and the findings."
+    began, (method, path, files, code) = time.perf_counter(), request
+    answer = requests.request(method, url + path, files=files, timeout=120)
+    report = answer.json() if request is STUDY else {}
+    return answer.status_code == code, time.perf_counter() - began, report.get("seconds", 0), report.get("findings")
 
 
 def memory(pid):
@@ -38,20 +48,21 @@ def memory(pid):
 
 
 def run(url, requests, at_once):
+    "-> (answers, seconds for each study)"
     began = time.perf_counter()
-    with ThreadPoolExecutor(at_once) as pool: answers = list(pool.map(ask, [url] * requests))
-    return answers, (time.perf_counter() - began) / requests
+    with ThreadPoolExecutor(at_once) as pool: answers = list(pool.map(lambda request: ask(url, request), requests))
+    return answers, (time.perf_counter() - began) / requests.count(STUDY)
 
 
 command = [sys.executable, "-m", "xraycap.cli", "serve", "--port", "0"]
 server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 try:
     url = server.stdout.readline().strip()
-    run(url, 2 * AT_ONCE, AT_ONCE)  # libraries take their buffers at the first reports
+    run(url, MIXED + OTHERS[-1:] * 40, AT_ONCE)  # libraries take their buffers at the first requests
     alone, answers, times, before = [], [], [], memory(server.pid)
     for _ in range(ROUNDS):
-        alone += run(url, AT_ONCE, 1)[0]
-        some, each = run(url, REQUESTS // ROUNDS, AT_ONCE)
+        alone += run(url, [STUDY] * AT_ONCE, 1)[0]
+        some, each = run(url, MIXED, AT_ONCE)
         answers += some
         times.append(each)
     after = memory(server.pid)
@@ -59,14 +70,15 @@ finally:
     server.terminate()
     server.wait()
 
+reports = [a for a in answers if a[3]]
 single = median(t for _, t, _, _ in alone)
-whole, turn = median(t for _, t, _, _ in answers), median(s for _, _, s, _ in answers)
+whole, turn = median(t for _, t, _, _ in reports), median(s for _, _, s, _ in reports)
 each = sum(times) / ROUNDS
-failed, texts, growth = sum(a[0] != 200 for a in answers), {a[3] for a in answers + alone}, after / before - 1
-print(f"alone          median {single:.3f} s a request, of which the report took {median(a[2] for a in alone):.3f} s")
-print(f"{AT_ONCE} at a time    {REQUESTS} requests, {failed} failed, {len(texts)} different answers; "
-      f"median {whole:.3f} s with waiting ({whole / single:.1f} times alone)")
+failed, texts, growth = sum(not a[0] for a in answers), {a[3] for a in reports + alone}, after / before - 1
+print(f"alone          median {single:.3f} s a study, of which the report took {median(a[2] for a in alone):.3f} s")
+print(f"{AT_ONCE} at a time    {len(answers)} requests, {failed} answered wrongly; {len(reports)} of them studies, "
+      f"{len(texts)} different reports; median {whole:.3f} s with waiting ({whole / single:.1f} times alone)")
 print(f"               the report, once its turn has come: median {turn:.3f} s ({turn / single:.2f} times alone)")
-print(f"               run divided by requests: {each:.3f} s ({each / single:.2f} times alone)")
+print(f"               run divided by studies: {each:.3f} s ({each / single:.2f} times alone)")
 print(f"memory         {before:.0f} MB before, {after:.0f} MB after ({growth:+.1%})")
 sys.exit(bool(failed or len(texts) > 1 or growth > .05 or max(turn, each) > 1.5 * single))

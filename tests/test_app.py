@@ -1,8 +1,14 @@
 "The app as a program meets it: limits, the queue, errors, headers, and what its OpenAPI file promises."
 import base64
+import json
 import re
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import tempfile
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -239,8 +245,9 @@ def test_forms_that_are_not_understood(client):
     sentence(ask(data=form(frontal=(png(), "a.png"), third=(png(), "c.png")), **multipart), 400)
     several = lambda n: {"frontal": [(BytesIO(png()), f"{i}.png") for i in range(n)]}
     assert "Two files" in sentence(ask(data=several(2), **multipart), 400)
-    sentence(ask(data=several(40), **multipart), 413)
-    sentence(ask(data=form(frontal=(b"\0" * (2 * FILE_LIMIT + 2**17), "a.png")), **multipart), 413)
+    assert "too many fields" in sentence(ask(data=several(40), **multipart), 413)
+    assert "too long" in sentence(ask(data={"frontal": "x" * 600_000}, **multipart), 413)
+    assert "20 MB" in sentence(ask(data=form(frontal=(b"\0" * (2 * FILE_LIMIT + 2**17), "a.png")), **multipart), 413)
 
 
 def test_other_addresses(client):
@@ -260,6 +267,31 @@ def test_a_mistake_of_ours_is_logged_and_not_shown(caplog):
     assert client.get("/healthz").json["waiting"] == 0
 
 
+# --- who asks
+
+@pytest.mark.parametrize("host, hosts, right", [
+    ("127.0.0.1:8000", (), True), ("localhost", (), True), ("[::1]:8000", (), True), ("evil.example", (), False),
+    ("localhost.evil.example:8000", (), False), ("10.0.0.9:8000", (), False), ("[", (), False),
+    ("10.0.0.9:8000", ("0.0.0.0",), True), ("[fe80::1]", ("::",), True), ("evil.example", ("0.0.0.0",), False),
+    ("xrays.example", ("0.0.0.0", "xrays.example"), True)])
+def test_only_the_names_served_are_answered(host, hosts, right):
+    client = create_app(Stub(), hosts=hosts).test_client()
+    for path in "/", "/healthz", "/static/app.js", "/nowhere":
+        answer = client.get(path, headers={"Host": host})
+        if right: assert answer.status_code == (404 if path == "/nowhere" else 200)
+        else: assert "--allow-host" in sentence(answer, 400)
+
+
+@pytest.mark.parametrize("origin, right", [
+    ("http://localhost", True), (None, True), ("http://evil.example", False), ("http://localhost:81", False),
+    ("null", False)])
+def test_another_pages_form_is_refused(client, origin, right):
+    headers = {"Origin": origin} if origin else {}
+    answer = client.post("/api/report", data=form(frontal=(png(), "a.png")), headers=headers)
+    if right: assert answer.status_code == 200
+    else: assert "Another page" in sentence(answer, 403)
+
+
 # --- several at once
 
 def test_a_full_queue_says_so_and_recovers():
@@ -269,9 +301,7 @@ def test_a_full_queue_says_so_and_recovers():
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(ask, v) for v in (10, 20, 30)]
         health = lambda: app.test_client().get("/healthz").json
-        for _ in range(500):
-            if health()["waiting"] == 3: break
-            Event().wait(.01)
+        in_time(lambda: health()["waiting"] == 3)
         full = ask(40)
         assert "Too many studies are waiting" in sentence(full, 503) and int(full.headers["Retry-After"]) >= 1
         assert health() == {"status": "ok", "model": "stub", "waiting": 3}
@@ -286,6 +316,7 @@ def test_who_waits_too_long_is_told():
     late = post(app.test_client(), frontal=(png(), "a.png"))
     assert "0 seconds" in late.json["error"] and late.status_code == 503 and int(late.headers["Retry-After"]) >= 1
     stub.go.set()
+    app.extensions["xraycap"].patience = 60  # a busy machine opens no picture in a third of a second
     assert post(app.test_client(), frontal=(png(), "a.png")).status_code == 200
 
 
@@ -347,6 +378,120 @@ def test_headers_of_every_answer(server):
         assert "Access-Control-Allow-Origin" not in answer.headers and "Server" not in answer.headers
     page = answers[0].text
     assert not re.search(r"<script(?! src)|<style|\son\w+=|\sstyle=|https?://(?!127\.0\.0\.1)", page)
+
+
+def connect(address): return socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30)
+
+
+def all_of(connection): return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+def in_time(condition, seconds=30):
+    "Wait for a state; a busy machine may take long."
+    until = time.monotonic() + seconds
+    while not (reached := condition()):
+        assert time.monotonic() < until, "never came"
+        time.sleep(.01)
+    return reached
+
+
+BODY = b'--b\r\nContent-Disposition: form-data; name="frontal"; filename="a.png"\r\n\r\n' + png(50) + b"\r\n--b--\r\n"
+HEAD = (b"POST /api/report HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+REFUSED = {
+    "no HTTP": (b"hello there\r\n\r\n", 400, "not a request"), "lower case": (b"get / HTTP/1.1\r\n\r\n", 400, "not a"),
+    "a header without a colon": (b"GET / HTTP/1.1\r\nHost\r\n\r\n", 400, "not a request"),
+    "a long header": (b"GET / HTTP/1.1\r\nX: " + b"x" * 300_000 + b"\r\n\r\n", 431, "header"),
+    "encoding": (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "encoding"),
+    "length": (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "not a request"),
+    "a terabyte": (b"POST / HTTP/1.1\r\nContent-Length: 1000000000000\r\n\r\n" + b"x" * 10**6, 413, "20 MB"),
+    "chunks": (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"500000\r\n%b\r\n" % (b"x" * 0x500000) * 9,
+               413, "20 MB"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_the_server_itself_refuses_is_json(server, kind):
+    data, code, words = REFUSED[kind]
+    with connect(server) as c:
+        c.sendall(data)
+        head, _, body = all_of(c).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.") and int(head.split()[1]) == code
+    assert words in json.loads(body)["error"] and json.loads(body).keys() == {"error"}
+    for line in "Content-Type: application/json", "X-Content-Type-Options: nosniff", "Cache-Control: no-store":
+        assert line in head.decode().splitlines()
+
+
+def test_who_sends_too_much_hears_it_after_the_last_byte(server):
+    "A closed connection would lose the answer: `requests` reads it when it has sent everything."
+    too_much = b"\0" * (4 * FILE_LIMIT)
+    for _ in range(5):
+        answer = requests.post(f"{server}/api/report", data=too_much, timeout=60)
+        assert answer.status_code == 413 and "20 MB" in answer.json()["error"]
+
+
+def test_slow_uploads_take_no_seat(server):
+    slow = [connect(server) for _ in range(20)]  # more than seats, and as many as threads
+    for c in slow: c.sendall(HEAD + BODY[:-1])
+    assert requests.get(f"{server}/healthz", timeout=60).json()["waiting"] == 0
+    answer = requests.post(f"{server}/api/report", files={"frontal": ("a.png", png(200))}, timeout=60)
+    assert answer.json()["sentences"][0] == "Frontal 200."
+    slow[0].sendall(BODY[-1:])
+    assert b"Frontal 50." in all_of(slow[0])
+    for c in slow: c.close()
+
+
+def test_a_slow_sender_is_cut_off_and_a_steady_one_is_not(server, monkeypatch):
+    monkeypatch.setattr(xapp, "GRACE", .5)
+    with connect(server) as dripping, connect(server) as steady:
+        steady.sendall(HEAD.replace(b"Length: %d" % len(BODY), b"Length: 40000000") + b"x" * 8_000_000)  # 500 seconds
+        dripping.setblocking(False)
+
+        def cut():
+            try:
+                dripping.send(b"G")
+                return dripping.recv(1) == b""
+            except BlockingIOError: return False
+            except OSError: return True
+
+        in_time(cut)
+        steady.settimeout(1)
+        with pytest.raises(TimeoutError): steady.recv(1)  # still listened to
+
+
+def test_many_slow_connections_shut_nobody_out(server):
+    slow = [connect(server) for _ in range(3 * xapp.CONNECTIONS)]
+    for c in slow: c.setblocking(False)
+
+    def drip():
+        for c in slow:
+            try: c.send(b"P")
+            except OSError: pass  # cut off
+
+    for _ in range(5):
+        drip()
+        assert requests.get(f"{server}/healthz", timeout=15).status_code == 200
+    answer = requests.post(f"{server}/api/report", files={"frontal": ("a.png", png(200))}, timeout=15)
+    assert answer.status_code == 200
+    for c in slow: c.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_loses_no_answer(number, tmp_path):
+    command = [sys.executable, "-m", "xraycap.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        url = program.stdout.readline().strip()
+        view = example_study()["frontal"].read_bytes()
+        ask = lambda _: requests.post(f"{url}/api/report", files={"frontal": ("a.png", view)}, timeout=120)
+        with connect(url) as half, ThreadPoolExecutor(4) as pool:
+            half.sendall(HEAD)
+            waiting = [pool.submit(ask, i) for i in range(4)]
+            in_time(lambda: requests.get(f"{url}/healthz", timeout=60).json()["waiting"] == 4, 60)
+            program.send_signal(number)
+            assert all_of(half) == b""
+            assert [w.result().status_code for w in waiting] == [200] * 4
+        assert program.wait(30) == 0 and program.stderr.read() == ""
+    with pytest.raises(requests.ConnectionError): requests.get(f"{url}/healthz", timeout=10)
 
 
 def test_serve_says_what_is_wrong(server):

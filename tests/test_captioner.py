@@ -147,3 +147,17 @@ def test_the_example_is_a_test_study(example):
 def test_importing_the_package_is_quick():
     code = "import sys, xraycap; print(*(m in sys.modules for m in ('numpy', 'torch', 'pandas')))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 3
+
+
+def test_a_report_needs_neither_fastai_nor_torchvision(tmp_path):
+    "Each takes two seconds to import; the command line reports without them."
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from xraycap.cli import app
+result = CliRunner().invoke(app, ["report", "--out", {str(tmp_path / "r.png")!r}, "--json"])
+assert result.exit_code == 0, result.output
+heavy = {{"fastai", "torchvision", "torch._dynamo", "sklearn", "IPython", "gensim", "nltk"}}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -277,6 +277,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert "something other than a model" in one_sentence(run("train", "--out", tmp_path))
 
 
+def test_a_device_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for args in ["report", "--out", tmp_path], ["evaluate"], ["train", "--out", tmp_path / "m"], ["features"]:
+        result = run(*args, "--device", "cuda")
+        assert result.exit_code == 2 and "no device 'cuda'" in result.stderr and result.stdout == ""
+    assert "drop --device" in run("features", "--engine", "ray", "--device", "cpu").stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_where_the_picture_goes(tmp_path):
     assert run("report", "--out", tmp_path / "new" / "mine.png").exit_code == 0
     with Image.open(tmp_path / "new" / "mine.png") as picture: assert picture.width > 500

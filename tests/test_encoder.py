@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import xraycap.encoder
-from xraycap.encoder import FindingNet, ImageEncoder, finding_maps, load_finding_net, save_encoder
+from xraycap.encoder import FindingNet, ImageEncoder, chosen_device, finding_maps, load_finding_net, save_encoder
 from xraycap.fast import fused
 from xraycap.weights import load_weights
 
@@ -92,3 +92,28 @@ def test_maps_add_up_to_the_logits():
         torch.testing.assert_close(maps[1, place], net.head.weight.detach()[:, view] @ features[1, place])
     logits = maps[:, :6].mean(1) + maps[:, 6:].mean(1) + net.head.bias.detach()
     torch.testing.assert_close(logits, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("there, auto", [
+    ((), "cpu"), (("cuda",), "cuda"), (("mps",), "mps"), (("cuda", "mps"), "cuda")])
+def test_the_device_is_chosen_in_one_place(monkeypatch, there, auto):
+    monkeypatch.setattr(xraycap.encoder, "_chosen", ["auto"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in there)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
+    assert chosen_device().type == auto
+    for name in "cpu", "cuda", "mps":
+        if name in ("cpu", *there): assert chosen_device(name) == chosen_device() == torch.device(name)
+        else:
+            with pytest.raises(ValueError, match=f"no device '{name}' here; it finds: .*cpu"): chosen_device(name)
+    assert chosen_device("auto").type == auto
+
+
+def test_every_step_stays_on_the_device_of_the_weights():
+    "The meta device has shapes and no numbers, and fails where it meets another one."
+    x = torch.zeros(3, 224, 224, dtype=torch.uint8, device="meta")
+    net = ImageEncoder(None).eval().to("meta")
+    with torch.inference_mode():
+        for encoder in net, fused(net):
+            assert encoder.spatial(x).device.type == encoder.pooled(x).device.type == "meta"
+            assert encoder.spatial(x).shape == (3, 49, 1024)
+        assert FindingNet(4).eval().to("meta")(x[None, :2]).shape == (1, 4)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from fastai.torch_core import set_seed
 from xraycap.batches import caption_dls
-from xraycap.lstm import LSTMDecoder, TokenAccuracy, TokenPerplexity, caption_learner, masked_loss
+from xraycap.learner import TokenAccuracy, TokenPerplexity, caption_learner
+from xraycap.lstm import LSTMDecoder, masked_loss
 from xraycap.text import PAD, SOS, Vocab
 
 V = 12

@@ -12,7 +12,7 @@ from xraycap import models, training
 from xraycap.attention import AttentionDecoder
 from xraycap.batches import caption_dls
 from xraycap.findings import label_findings
-from xraycap.lstm import caption_learner
+from xraycap.learner import caption_learner
 from xraycap.mesh import mesh_findings
 from xraycap.models import load_model
 from xraycap.results import evaluate

@@ -17,8 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .batches import pool_views
-from .encoder import ImageEncoder, overlay
+from .encoder import ImageEncoder, chosen_device, overlay, pool_views
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
 from .inputs import input_rule, input_warnings
@@ -113,8 +112,9 @@ class Captioner:
         about: dict,  # `encoder` (weights' name), `images` (what it learnt from), what else is to be kept
         name: str = "unnamed",  # for the reports
     ):
-        self.decoder, self.vocab, self.about, self.name = fast_decoder(decoder.eval()), vocab, about, name
-        self.encoder = ImageEncoder(about["encoder"]).eval()
+        self.vocab, self.about, self.name = vocab, about, name
+        self.decoder = fast_decoder(decoder.eval()).to(chosen_device())
+        self.encoder = ImageEncoder(about["encoder"]).eval().to(chosen_device())
         self.fast = fused(self.encoder)
         self.rule = input_rule(self.encoder.digest())  # None: nothing is known about what these weights expect
 
@@ -144,7 +144,7 @@ class Captioner:
         frontal = _view(frontal)
         views = frontal, frontal if lateral is None else _view(lateral)
         with torch.inference_mode(): spatial = self.fast.spatial(torch.from_numpy(np.stack(views)))  # v 49 1024
-        spatial = spatial.flatten(0, 1).numpy()  # (v 49) 1024
+        spatial = spatial.flatten(0, 1).cpu().numpy()  # (v 49) 1024
         return views, pool_views(spatial) if self.decoder.pooled else spatial
 
     def report(

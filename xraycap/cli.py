@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'Version', 'Frontal', 'Lateral', 'Radiographs', 'Strict', 'ModelFolder', 'Epochs', 'Engine', 'References',
-           'Hypotheses', 'Clean', 'What', 'To', 'Host', 'Port', 'examples', 'report', 'in_words', 'train', 'show_card',
-           'evaluate', 'features', 'score', 'studies', 'download', 'serve', 'main']
+           'Hypotheses', 'Clean', 'What', 'To', 'Host', 'Names', 'Port', 'examples', 'report', 'in_words', 'train',
+           'show_card', 'evaluate', 'features', 'score', 'studies', 'download', 'serve', 'main']
 
 # %% ../nbs/23_cli.ipynb #b8cc89c0
 import json
 import os
+import signal
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
@@ -70,6 +71,8 @@ Encoder = Annotated[Optional[str], typer.Option(
     help="Weights of the encoder: 'chest' (in the package; simulated images); 'xrv-nih', 'xrv-chex' and so on, "
          "'chexnet-torch', 'chexnet-keras' (real ones); 'imagenet'; or a weights file. None: 'chest' for simulated "
          "images, 'xrv-nih' (fetched the first time; 'chest' where that fails) for others.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(
+    help="Where the networks work. 'auto': on a GPU, if there is one.")]
 Split = Annotated[str, typer.Option(help="'chen', 'case-study' or 'by-text'; your own table brings its own.")]
 Model = Annotated[str, typer.Option(help="A model's folder, or the name of one that came with the package.")]
 Beam = Annotated[int, typer.Option(min=1, max=20, help="Beam width: how many beginnings the search keeps.")]
@@ -87,6 +90,7 @@ def report(
     lateral: Lateral = None,
     model: Model = "attention",
     beam: Beam = 3,
+    device: Device = "auto",
     as_json: AsJson = False,
     out: Annotated[Path, typer.Option(help="Folder to put report.png into, or the name of a .png file.")] = Path("."),
 ):
@@ -102,6 +106,8 @@ def report(
         from xraycap.radiographs import open_guarded
         views = [open_guarded(view) for view in (frontal, lateral) if view]
         from xraycap.captioner import Captioner, example_study, report_figure
+        from xraycap.encoder import chosen_device
+        chosen_device(device)
         example = example_study() if frontal is None else None
         captioner = Captioner.load(model)
         made = captioner.report(*(example["frontal"], example["lateral"]) if example else views, k=beam)
@@ -151,6 +157,7 @@ def train(
     epochs: Epochs = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another number gives another model.")] = 0,
     strict: Strict = False,
+    device: Device = "auto",
 ):
     """Train a model of your own.
 
@@ -162,8 +169,10 @@ def train(
     get reports that are composed of sentences of the Indiana reports, without the sides and sizes that labels don't
     tell."""
     with plain_errors():
+        from xraycap.encoder import chosen_device
         from xraycap.models import load_model
         from xraycap.training import train_captioner
+        chosen_device(device)
         out = out or Path("models")/decoder
         losses = train_captioner(out, decoder=decoder, images=images, radiographs=radiographs, split=split,
                                  encoder=encoder, epochs=epochs, seed=seed, strict=strict)
@@ -205,6 +214,7 @@ def evaluate(
     beam: Beam = 3,
     predictions: Annotated[Optional[Path], typer.Option(
         help="Also write what the model wrote: a .csv with study_id and report, or a .json in ReXrank's form.")] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ):
     """Score a model on one part of a split.
@@ -217,8 +227,10 @@ def evaluate(
     reports name, and what is left of it when they are shuffled or one set of findings is said of everybody; with a
     column 'view' also within PA and within AP."""
     with plain_errors():
+        from xraycap.encoder import chosen_device
         from xraycap.models import load_model
         from xraycap.results import evaluate
+        chosen_device(device)
         card = evaluate(model, images=images, split=split, part=part, k=beam, predictions=predictions)
         learnt = load_model(model)[2]
     show_card(card, as_json)
@@ -239,24 +251,27 @@ def features(
     encoder: Encoder = None,
     engine: Engine = "plain",
     strict: Strict = False,
+    device: Device = "auto",
 ):
     """Encode images beforehand and keep the features.
 
     'train' and 'evaluate' with the same --images and --encoder find them. Stopped or killed, it goes on from there the
     next time."""
     with plain_errors():
-        from xraycap.encoder import ImageEncoder
+        from xraycap.encoder import ImageEncoder, chosen_device
         from xraycap.fast import fused
         from xraycap.features import readable_features
         from xraycap.studies import load_studies
         from xraycap.weights import default_weights
         if strict and engine == "ray": raise ValueError("The engine ray leaves out what cannot be read: drop --strict.")
+        if device != "auto" and engine == "ray": raise ValueError("The engine ray chooses devices: drop --device.")
+        chosen_device(device)
         studies = load_studies(images)
         net = ImageEncoder(default_weights(studies.attrs["images"]) if encoder is None else encoder)
         if engine == "ray":
             from xraycap.scale import ray_features
             store, _ = ray_features(studies, net)
-        else: store, _ = readable_features(studies, fused(net), strict=strict)
+        else: store, _ = readable_features(studies, fused(net.to(chosen_device())), strict=strict)
     print(f"{store.path}: features of {len(store):,} studies, {store.path.stat().st_size / 1e9:.2f} GB.")
 
 # %% ../nbs/23_cli.ipynb #66d3b9fb
@@ -334,6 +349,8 @@ def download(
 
 # %% ../nbs/23_cli.ipynb #adaad734
 Host = Annotated[str, typer.Option(help="Address to listen on; '0.0.0.0' lets other machines in, without a password.")]
+Names = Annotated[Optional[list[str]], typer.Option(
+    help="Another name by which it may be asked for, such as that of a web server in front of it. May be repeated.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
 
 @app.command(epilog=examples("xraycap serve", "xraycap serve --model models/real --port 8080"))
@@ -342,22 +359,29 @@ def serve(
     beam: Beam = 3,
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    allow_host: Names = None,
 ):
     """Serve a page to drop X-rays on, and an API.
 
-    Nothing is kept, nothing is sent elsewhere, and nobody but this machine is let in unless --host says so. Ctrl+C ends
-    it."""
+    Nothing is kept, nothing is sent elsewhere, and nobody but this machine is let in unless --host says so. Ctrl+C or
+    SIGTERM ends it when those who wait have their reports; the second one at once."""
     with plain_errors():
         try: from xraycap.app import create_app, make_server
         except ImportError as e: raise ValueError(f"The app needs {e.name}: run `pip install 'xraycap[app]'`.") from e
         from xraycap.captioner import Captioner
         captioner = Captioner.load(model)
-        try: server = make_server(create_app(captioner, k=beam), host, port)
+        names = [name.strip("[]").lower() for name in [host, *(allow_host or [])]]
+        try: server = make_server(create_app(captioner, k=beam, hosts=names), host, port)
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
             where = f"{host}, port {port}"
             raise ValueError(f"Nothing can listen on {where}: {reason}; choose others with --host and --port.") from e
-    print(f"http://{host}:{getattr(server, 'effective_port', port)}", flush=True)  # 'localhost' is two servers
+    def end(signum, frame):
+        signal.signal(signum, signal.SIG_DFL)
+        server.close()
+
+    for signum in signal.SIGINT, signal.SIGTERM: signal.signal(signum, end)
+    print(f"http://{f'[{names[0]}]' if ':' in host else host}:{server.effective_port}", flush=True)
     with plain_errors(): server.run()
 
 # %% ../nbs/23_cli.ipynb #8c378956

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
 from .attention import AttentionDecoder
-from .batches import pool_views
-from .encoder import ImageEncoder, halved
+from .encoder import ImageEncoder, chosen_device, halved, pool_views
 from .fast import beam_search, fused
 from .features import store_features
 from .files import assets, room_for
@@ -131,5 +130,5 @@ def describe(
 ) -> list:  # of str, one report for each study
     "What a saved model says about some studies. Raises like `load_model`."
     decoder, vocab, config = load_model(model)
-    store = store_features(studies, fused(ImageEncoder(config["encoder"])))
-    return generate(decoder, vocab, store, list(studies.uid), k=k)
+    store = store_features(studies, fused(ImageEncoder(config["encoder"]).to(chosen_device())))
+    return generate(decoder.to(chosen_device()), vocab, store, list(studies.uid), k=k)

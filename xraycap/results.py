@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from .batches import pool_views
-from .encoder import ImageEncoder, finding_head
+from .encoder import ImageEncoder, chosen_device, finding_head
 from .fast import fused
 from .features import store_features
 from .findings import detail_f1, finding_f1, label_f1, label_findings
@@ -187,7 +187,7 @@ def _outputs(encoder, studies):
     "What the encoder's finding layer says of each study, a column a finding; None if these weights have none"
     head, findings = finding_head(encoder)
     if head is None: return None
-    store = store_features(studies, fused(ImageEncoder(encoder)))
+    store = store_features(studies, fused(ImageEncoder(encoder).to(chosen_device())))
     x = torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid])).float()
     with torch.inference_mode(): return pd.DataFrame(head(x).numpy(), columns=findings)
 

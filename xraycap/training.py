@@ -23,12 +23,12 @@ from fastai.torch_core import distrib_barrier, get_model, num_distrib, rank_dist
 
 from .batches import caption_dls
 from .embeddings import embedding_matrix, train_fasttext
-from .encoder import ImageEncoder, finding_head, finding_maps
+from .encoder import ImageEncoder, chosen_device, finding_head, finding_maps
 from .fast import fast_decoder, fused
 from .features import readable_features
 from .files import room_for
 from .findings import label_findings
-from .lstm import caption_learner
+from .learner import caption_learner
 from .mesh import mesh_findings
 from .models import check_model_folder, decoder_names, save_model
 from .studies import load_studies
@@ -325,7 +325,7 @@ def train_captioner(
     vocab = _vocabulary(recipe, texts)
 
     encoder = default_weights(shown.attrs["images"]) if recipe.encoder is None else str(recipe.encoder)
-    store, failed = readable_features(shown, fused(ImageEncoder(encoder)), strict=recipe.strict)
+    store, failed = readable_features(shown, fused(ImageEncoder(encoder).to(chosen_device())), strict=recipe.strict)
     if len(failed): train, shown = _without(failed.uid, train, shown)
     if encoder not in WEIGHTS: encoder = str(Path(encoder).resolve())
 
