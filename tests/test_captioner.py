@@ -49,7 +49,7 @@ def test_the_picture_carries_the_warnings():
 
 def test_the_notice_depends_on_the_images():
     assert "Not for diagnosis" in made_up().notice and "simulated" not in made_up().notice
-    last = "Its encoder has only seen simulated images."
+    last = "Its encoder has seen simulated images and 1,169 radiographs."
     assert replace(made_up(), encoder="chest").notice.endswith(last)
     both = replace(made_up(), images="phantom", encoder="chest", radiographs={"table": "nih", "n": 1034})
     assert both.notice.startswith("Not for diagnosis: ") and both.as_dict()["notice"] == both.notice

@@ -4,7 +4,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from scipy.spatial.distance import mahalanobis
-from sklearn.datasets import load_sample_images
 
 from xraycap.captioner import Captioner, example_study
 from xraycap.encoder import FindingNet, save_encoder
@@ -101,8 +100,7 @@ def page_of_text():
     return image
 
 
-@pytest.mark.parametrize("picture", [*map(Image.fromarray, load_sample_images().images), NOISE, page_of_text()],
-                         ids=["temple", "flower", "noise", "text"])
+@pytest.mark.parametrize("picture", [NOISE, page_of_text()], ids=["noise", "text"])
 def test_what_is_no_chest_is_told(captioner, picture):
     front = example_study()["frontal"]
     assert captioner.report(picture).warnings and captioner.report(front, picture).warnings

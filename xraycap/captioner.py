@@ -79,7 +79,7 @@ def notice(
         if not radiographs: return f"{text} It learnt from simulated images, not from patients' radiographs."
         return (f"{text} It learnt from simulated images of Indiana reports and from {radiographs['n']:,} labelled "
                 f"radiographs of {radiographs['table']}; from no real image with its own report.")
-    return text + " Its encoder has only seen simulated images." * (encoder == "chest")
+    return text + " Its encoder has seen simulated images and 1,169 radiographs." * (encoder == "chest")
 
 # %% ../nbs/21_captioner.ipynb #191fb95e
 def _view(

@@ -68,9 +68,9 @@ Images = Annotated[str, typer.Option(
          "them, or a table of your own studies: a .csv with the columns frontal,lateral,findings or frontal,labels, or "
          "an annotation.json.")]
 Encoder = Annotated[Optional[str], typer.Option(
-    help="Weights of the encoder: 'chest' (in the package; simulated images); 'xrv-nih', 'xrv-chex' and so on, "
-         "'chexnet-torch', 'chexnet-keras' (real ones); 'imagenet'; or a weights file. None: 'chest' for simulated "
-         "images, 'xrv-nih' (fetched the first time; 'chest' where that fails) for others.")]
+    help="Weights of the encoder: 'chest' (in the package; simulated images and 1,169 real ones); 'xrv-nih', "
+         "'xrv-chex' and so on, 'chexnet-torch', 'chexnet-keras' (real ones); 'imagenet'; or a weights file. None: "
+         "'chest' for simulated images, 'xrv-nih' (fetched the first time; 'chest' where that fails) for others.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(
     help="Where the networks work. 'auto': on a GPU, if there is one.")]
 Split = Annotated[str, typer.Option(help="'chen', 'case-study' or 'by-text'; your own table brings its own.")]
