@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn import Identity
 
 from xraycap import models, training
 from xraycap.attention import AttentionDecoder
@@ -42,7 +43,7 @@ def test_training_on_next_to_nothing(tmp_path, few_studies, monkeypatch):
 
 def test_a_weights_file_is_found_from_any_folder(tmp_path, few_studies, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: None)
+    for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: Identity())
     train_captioner("model", encoder="weights", epochs=1, bodies=1, crossed=0)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"] == str(tmp_path / "weights")
     train_captioner("model", encoder=Path("chest"), epochs=1, bodies=1, crossed=0)
@@ -177,7 +178,7 @@ def short_reports(monkeypatch, findings):
         split=["train"] * (len(findings) - 2) + ["val"] * 2))
     studies.attrs.update(images="clinic/data.csv", split="own")
     monkeypatch.setattr(training, "load_studies", lambda *args: studies)
-    for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: None)
+    for name in ("ImageEncoder", "fused"): monkeypatch.setattr(training, name, lambda encoder: Identity())
     monkeypatch.setattr(training, "default_weights", lambda images: "xrv-nih")
     return studies
 
