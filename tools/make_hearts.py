@@ -3,8 +3,7 @@ xraycap/assets/hearts.npz. Chapter 00 trains its first captioner on the first 11
 import numpy as np
 import pandas as pd
 
-from xraycap.batches import pool_views
-from xraycap.encoder import ImageEncoder
+from xraycap.encoder import ImageEncoder, pool_views
 from xraycap.features import store_features
 from xraycap.files import assets
 from xraycap.mesh import mesh_findings

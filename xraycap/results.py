@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 
-from .batches import pool_views
-from .encoder import ImageEncoder, chosen_device, finding_head
+from .encoder import ImageEncoder, chosen_device, finding_head, pool_views
 from .fast import fused
 from .features import store_features
 from .findings import detail_f1, finding_f1, label_f1, label_findings
