@@ -90,7 +90,14 @@ def test_pooled_is_each_views_mean(data):
     assert features.shape == (8, 2048) and (features[0, :1024] == N - 10).all()
 
 
-def tesv_learner_gives_two_parts_to_the_model(data):
+def test_a_store_may_hold_vectors(data):
+    studies, store, vocab = data
+    vectors = {uid: pool_views(spatial) for uid, spatial in store.items()}
+    spatial, pooled = (loaders((studies, o, vocab), pooled=True).valid.one_batch() for o in (store, vectors))
+    for a, b in zip(spatial, pooled): assert torch.equal(a, b)
+
+
+def test_learner_gives_two_parts_to_the_model(data):
     class Spy(torch.nn.Module):
         def __init__(self):
             super().__init__()

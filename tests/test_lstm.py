@@ -8,7 +8,7 @@ import torch
 from fastai.torch_core import set_seed
 from xraycap.batches import caption_dls
 from xraycap.learner import TokenAccuracy, TokenPerplexity, caption_learner
-from xraycap.lstm import LSTMDecoder, masked_loss
+from xraycap.lstm import LSTMDecoder, masked_loss, perplexity, standardised, surprise
 from xraycap.text import PAD, SOS, Vocab
 
 V = 12
@@ -165,3 +165,33 @@ def test_metrics_do_not_depend_on_the_batch_size(bs):
     with learn.no_bar(), learn.no_logging(): _, accuracy, perplexity = learn.validate()
     assert accuracy == pytest.approx(np.mean(right), abs=1e-9)
     assert perplexity == pytest.approx(np.exp(np.mean(nats)), rel=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_surprise_a_study_at_a_time(shift):
+    "What a batch costs each study is what it pays alone, with its own image or its neighbour's."
+    torch.manual_seed(0)
+    dls, vocab = toy_dls()
+    decoder = LSTMDecoder(len(vocab), torch.randn(len(vocab), 300), hidden=16).eval()
+    nats, words = surprise(decoder, dls.valid, shift)
+    items = [dls.valid.dataset[i] for i in range(16)]
+    for i, (_, tokens) in enumerate(items):
+        image = items[i // 8 * 8 + (i - shift) % 8][0]  # batches of 8
+        logits = decoder(torch.tensor(image)[None], torch.tensor([tokens[:-1]]))[0].detach().double().numpy()
+        expected = sum(np.log(np.exp(row).sum()) - row[word] for row, word in zip(logits, tokens[1:]))
+        assert nats[i] == pytest.approx(expected, rel=1e-5) and words[i] == len(tokens) - 1
+    assert perplexity(decoder, dls.valid, shift) == pytest.approx(np.exp(nats.sum() / words.sum()))
+
+
+def test_standardised_goes_by_the_rows_it_is_given():
+    rng = np.random.default_rng(0)
+    like, rows = rng.normal(3, 2, (500, 4)), rng.normal(5, 4, (7, 4))
+    like[:, 3] = 1  # an entry that never changes does not become infinite
+    mended = standardised(rows, like)
+    for row, new in zip(rows, mended):
+        for j in range(3):
+            column = like[:, j].tolist()
+            mean = sum(column) / 500
+            spread = (sum((x - mean) ** 2 for x in column) / 500) ** .5
+            assert new[j] == pytest.approx((row[j] - mean) / spread, rel=1e-4)
+    assert np.isfinite(mended).all()

@@ -71,7 +71,7 @@ class CaptionDataset:
     def __init__(
         self,
         studies,  # rows of `load_studies`
-        store,  # `store[uid]` is (98, 1024) float16
+        store,  # `store[uid]` is (98, 1024) float16, or (2048,) float32 where views are pooled already
         vocab,  # `Vocab`
         clean=clean_chen,  # findings -> words with spaces between
         pooled: bool = False,  # True: (2048,) features instead of (98, 1024)
@@ -85,7 +85,8 @@ class CaptionDataset:
 
     def __getitem__(self, i):
         features = self.store[self.uids[i]]
-        return (pool_views(features) if self.pooled else features), self.tokens[i]
+        if self.pooled and np.ndim(features) > 1: features = pool_views(features)
+        return features, self.tokens[i]
 
 # %% ../nbs/09_batches.ipynb #e6e974f9
 def batches_of_like_length(
