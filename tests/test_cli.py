@@ -343,14 +343,25 @@ def test_json_is_one_object(tmp_path):
     assert (tmp_path / "report.png").is_file()
 
 
+def test_swapped_views_are_said_first(tmp_path):
+    from xraycap.captioner import example_study
+    example = example_study()
+    given = "report", example["lateral"], example["frontal"], "--out", tmp_path
+    swapped = "The two views seem to be swapped: give the frontal one first."
+    plain, as_json = run(*given), run(*given, "--json")
+    assert plain.stdout.startswith(f"{swapped}\n\n") and len(plain.stdout.split("\n\n", 1)[1]) > 50
+    assert json.loads(as_json.stdout)["warnings"] == [swapped] and "\n" not in as_json.stdout.strip()
+
+
 def test_what_was_odd_on_opening_is_said_first(tmp_path):
     view = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     file = write_dicom(tmp_path / "a.dcm", view, WindowCenter=30_000, WindowWidth=100)
     plain, as_json = (run("report", file, "--out", tmp_path, *more) for more in ([], ["--json"]))
     assert plain.exit_code == as_json.exit_code == 0
     said = f"{file}: The display window in the file leaves 1 of 256 greys, so the picture's own range is shown."
-    assert plain.stdout.startswith(f"{said}\n\n") and len(plain.stdout.split("\n\n", 1)[1]) > 50
-    assert json.loads(as_json.stdout)["warnings"] == [said] and "\n" not in as_json.stdout.strip()
+    strange = "The first picture does not look like a chest radiograph."  # it is a slope of grey
+    assert plain.stdout.startswith(f"{said}\n{strange}\n\n") and len(plain.stdout.split("\n\n", 1)[1]) > 50
+    assert json.loads(as_json.stdout)["warnings"] == [said, strange] and "\n" not in as_json.stdout.strip()
 
 
 def test_training_and_scoring_say_what_was_learnt_from(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ Both tables have the columns `frontal,labels` and are read as `load_studies` rea
 left alone. Interrupted, `train` goes on from its last hundredth batch, with the batches that it would have had. It
 writes POOL/chest_encoder.safetensors.
 
-EARLIER are weights of `save_encoder`, such as those in the package: they have learnt from simulated studies only, and
-train_encoder.log is what that training printed.
+EARLIER are weights of `save_encoder` that have learnt from simulated studies only; train_encoder.log is what their
+training printed, and then the three runs below.
 
 Each image teaches the outputs that it knows. A simulated study knows all of them, and their places: beside each
 finding the headings and qualifiers of its codes are learnt (a density or an opacity; which side, which lobe), from the

@@ -13,8 +13,9 @@ _names = {  # module -> its names that `xraycap` offers
     "body.projection": "Beads Solid View",
     "text": "clean_findings clean_chen Vocab",
     "weights": "load_weights default_weights",
-    "encoder": "ImageEncoder CheXNet",
+    "encoder": "ImageEncoder CheXNet overlay",
     "features": "FeatureStore store_features",
+    "inputs": "input_rule input_warnings",
     "batches": "caption_dls",
     "lstm": "LSTMDecoder caption_learner",
     "attention": "AttentionDecoder",
@@ -29,7 +30,7 @@ _names = {  # module -> its names that `xraycap` offers
     "training": "cross_codes start_from_findings PointAtFindings train_captioner",
     "predictions": "read_reports write_reports",
     "results": "score_card evaluate",
-    "captioner": "Captioner Report example_study notice sentence_maps overlay report_figure",
+    "captioner": "Captioner Report example_study notice sentence_maps report_figure",
     "widgets": "study_browser phantom_sliders attention_explorer beam_explorer",
 }
 _module_of = {name: module for module, names in _names.items() for name in names.split()}

@@ -317,7 +317,7 @@ def attention_figure(
     sentence: bool = False,  # the mean over the words of its sentence
 ) -> Figure:  # `savefig` writes it
     "Where the model looked for one word, over both views. Raises `ValueError` for a report without attention."
-    from xraycap.captioner import overlay  # here, because it loads fastai, which the other widgets can do without
+    from xraycap.encoder import overlay  # here, because it loads torch, which the other widgets can do without
 
     if report.attention is None:
         raise ValueError("This report has no attention: it is from a decoder that does not look at places.")
