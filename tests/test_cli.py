@@ -388,6 +388,26 @@ def test_training_and_scoring_say_what_was_learnt_from(tmp_path, monkeypatch):
     assert said.endswith("The model learnt from simulated images and 1,034 labelled radiographs of nih.\n")
 
 
+def test_the_case_studys_recipe_can_be_named(tmp_path, monkeypatch):
+    asked = []
+    def train_captioner(out, **settings):
+        asked.append(settings)
+        return pd.DataFrame({"valid_loss": [.2, .3], "perplexity": [1.2, 1.3]})
+    about = {"images": "phantom", "encoder": "chest"}
+    monkeypatch.setattr("xraycap.training.train_captioner", train_captioner)
+    monkeypatch.setattr("xraycap.models.load_model", lambda model: (None, None, about))
+    out = ["--out", tmp_path / "rerun"]
+    said = run("train", "--recipe", "case-study", *out).stdout
+    run("train", "--recipe", "case-study", "--decoder", "lstm", "--epochs", 3, "--split", "chen", *out)
+    run("train", "--targets", "own", *out)
+    facts = [[settings.get(name) for name in ("decoder", "epochs", "split", "targets")] for settings in asked]
+    assert facts[:2] == [["attention", 50, "case-study", "own"], ["lstm", 3, "chen", "own"]]
+    assert facts[2] == ["attention", None, None, "own"]
+    assert "epoch 2 of 2" in said and said.count("1.30") == 1 and "--split case-study" in said  # the last is kept
+    assert "no decoder 'transformer'" in one_sentence(
+        run("train", "--recipe", "case-study", "--decoder", "transformer", *out))
+
+
 def test_help_is_quick():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = program("--help")

@@ -14,12 +14,13 @@ from xraycap.attention import AttentionDecoder
 from xraycap.batches import caption_dls
 from xraycap.findings import label_findings
 from xraycap.learner import caption_learner
+from xraycap.lstm import masked_loss
 from xraycap.mesh import mesh_findings
 from xraycap.models import load_model
 from xraycap.results import evaluate
 from xraycap.studies import load_studies
-from xraycap.text import Vocab, clean_chen
-from xraycap.training import PointAtFindings, Recipe, cross_codes, train_captioner, without_details
+from xraycap.text import Vocab, clean_chen, clean_findings
+from xraycap.training import PointAtFindings, Recipe, case_study_recipe, cross_codes, train_captioner, without_details
 from xraycap.transformer import TransformerDecoder
 
 
@@ -28,6 +29,8 @@ def test_a_recipe_takes_its_own_and_gives_the_rest_to_the_decoder():
     assert (recipe.lr, recipe.sizes, recipe.decoder, recipe.bodies) == (1e-3, dict(layers=1, hidden=16), "attention", 2)
     with pytest.raises(ValueError, match="no decoder 'parrot': choose one of lstm, attention, transformer"):
         train_captioner("nowhere", decoder="parrot")
+    with pytest.raises(ValueError, match="no targets 'mine': choose one of composed, consensus, own"):
+        train_captioner("nowhere", targets="mine")
 
 
 def test_training_on_next_to_nothing(tmp_path, few_studies, monkeypatch):
@@ -61,6 +64,54 @@ def test_training_from_studies_to_a_report(tmp_path, few_studies, decoder):
     assert len(config["losses"]["valid_loss"]) == 2
     card = evaluate(tmp_path / "model", k=2)
     assert (card["k"], card["images"], card["split"]) == (2, "phantom", "chen") and 0 <= card["bleu_4"] <= 1
+
+
+@pytest.mark.parametrize("asked, learnt", [
+    (dict(targets="own"), "own"), (dict(composed=False), "own"), (dict(targets="consensus"), "consensus")])
+def test_other_texts_can_be_learnt(tmp_path, few_studies, monkeypatch, asked, learnt):
+    taught = []
+    def dls(studies, *args, **kwargs):
+        taught.append(studies)
+        return caption_dls(studies, *args, **kwargs)
+    monkeypatch.setattr(training, "caption_dls", dls)
+    train_captioner(tmp_path / "model", decoder="lstm", epochs=1, crossed=1, hidden=16, **asked)
+    assert load_model(tmp_path / "model")[2]["targets"] == learnt
+    train, val = (list(few_studies[few_studies.split == part].findings) for part in ("train", "val"))
+    if learnt == "own": assert list(taught[0].findings) == [*train, *train, *val]
+    else:
+        assert len(taught[0]) == 3 * len(train) + len(val)  # a body more, with crossed codes
+        assert set(taught[0].findings) <= {*map(clean_chen, train)}  # whole reports, also for the validation studies
+
+
+@pytest.mark.parametrize("decoder, epochs", [("lstm", 20), ("attention", 50)])
+def test_the_case_studys_recipe(tmp_path, few_studies, monkeypatch, decoder, epochs):
+    "Its split, cleaning and texts, nothing taught beside the words, and the last epoch is kept."
+    recipe = case_study_recipe(decoder)
+    assert recipe["epochs"] == epochs
+    for name in ("PointAtFindings", "start_from_findings", "SaveModelCallback"):
+        monkeypatch.setattr(training, name, lambda *args, **kwargs: 1 / 0)
+    out, shown = tmp_path / "model", {}
+    def dls(*args, **kwargs):
+        shown["dls"] = caption_dls(*args, **kwargs)
+        return shown["dls"]
+    monkeypatch.setattr(training, "caption_dls", dls)
+    losses = train_captioner(out, **recipe | dict(epochs=2, bs=16))
+    model, vocab, config = load_model(out)
+    assert [config[name] for name in ("split", "targets", "clean")] == ["case-study", "own", "case-study"]
+    assert len(shown["dls"].train_ds) == 40
+    reports = load_studies("phantom", "case-study")
+    reports = reports.findings[reports.split == "train"].head(40).map(clean_findings)
+    assert set(vocab.itos[4:]) == set(" ".join(reports).split()) and not {"is", "of", "a"} & set(vocab.itos)
+    total = words = 0
+    for x, tokens_in, tokens_out in shown["dls"].valid:
+        n = int((tokens_out != 0).sum())
+        total, words = total + n * masked_loss(model(x, tokens_in), tokens_out).item(), words + n
+    assert total / words == pytest.approx(losses.valid_loss.iloc[-1], rel=.01)  # weights are kept as half floats
+
+    card = evaluate(out, split="case-study")
+    assert card["clean"] == "case-study" and card["split"] == "case-study"
+    with pytest.raises(ValueError, match="no decoder 'transformer': choose lstm or attention"):
+        case_study_recipe("transformer")
 
 
 @pytest.mark.parametrize("codes", [True, False])

@@ -22,7 +22,7 @@ from .mesh import FINDINGS, mesh_findings
 from .metrics import best_constant, bleu_counts, bleu_of_counts, bootstrap, cider, corpus_bleu
 from .metrics import meteor, most_common, rouge_l, shuffled_bleu4
 from .models import describe, load_model
-from .predictions import reports_file, write_reports
+from .predictions import CLEANINGS, reports_file, write_reports
 from .studies import studies_of
 from .text import clean_chen
 from .weights import default_weights
@@ -65,17 +65,20 @@ def evaluate(
     part: str = "test",  # 'train', 'val' or 'test'
     k: int = 3,  # beam width
     predictions: str | Path | None = None,  # a .csv or .json to write the reports to, as `write_reports` does
-) -> dict:  # the card with k, images ('phantom', 'openi' or the table's name) and split
-    "Score a model on one part of a split: `score_card`, or for labels without reports `label_card`, also by view."
+) -> dict:  # the card with k, images ('phantom', 'openi' or the table's name), split, and `clean` if it is not 'chen'
+    """Score a model on one part of a split: `score_card`, or for labels without reports `label_card`, also by view.
+
+    References are cleaned as the reports were that the model learnt from."""
     if predictions: predictions = reports_file(Path(predictions))
     studies, source = studies_of(images, split, part)
-    reported = studies[studies.findings != ""]
+    clean, reported = load_model(model)[2].get("clean", "chen"), studies[studies.findings != ""]
     described = studies if reported.empty else reported
     reports = describe(model, described, k)
     if predictions: write_reports(predictions, described, reports)
     if reported.empty: card = _evaluate_labels(model, studies, reports)
-    else: card = score_card(list(reported.findings.map(clean_chen)), reports)
-    return {**card, "k": k, "images": source, "split": studies.attrs["split"]}
+    else: card = score_card(list(reported.findings.map(CLEANINGS[clean])), reports)
+    about = {"k": k, "images": source, "split": studies.attrs["split"]} | ({"clean": clean} if clean != "chen" else {})
+    return {**card, **about}
 
 # %% ../nbs/20_results.ipynb #cdb9a763
 def baselines(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['consensus_reports', 'report_weights', 'composed_reports']
 
-# %% ../nbs/18_targets.ipynb #be1f06db
+# %% ../nbs/18_targets.ipynb #40bf345a
 import re
 from collections import defaultdict
 
@@ -19,7 +19,6 @@ from .findings import label_findings
 from .mesh import FINDINGS, finding_codes, finding_sides, mesh_findings
 from .metrics import ngrams
 
-# %% ../nbs/18_targets.ipynb #40bf345a
 def _finding_parts(mesh):
     "Finding groups, and each with its sides."
     sides = [f"finding {finding} {side}" for finding, both in finding_sides(mesh).items() for side in both]
