@@ -26,7 +26,7 @@ from sklearn.datasets import load_sample_images
 from xraycap.encoder import ImageEncoder
 from xraycap.fast import fused
 from xraycap.files import assets
-from xraycap.inputs import fit_rule, input_warnings, save_rule
+from xraycap.inputs import fit_rule, input_warnings, save_rule, signature
 from xraycap.phantom import study_views
 from xraycap.radiographs import grey, open_radiograph, square
 from xraycap.studies import load_studies
@@ -127,7 +127,9 @@ def main(radiographs, children, encoder, most):
     rng, net = np.random.default_rng(0), fused(ImageEncoder(encoder).eval())
 
     @torch.inference_mode()
-    def features(x): return net.pooled(torch.from_numpy(np.stack(x))).numpy()
+    def features(x):
+        pictures = torch.tensor(np.stack(x))
+        return signature(np.concatenate([net.pooled(part).numpy() for part in pictures.split(64)]), pictures.numpy())
 
     films, studies = parts(radiographs, most, rng), simulated(most, rng)
     young = parts(children, most, rng) if children else None
@@ -141,16 +143,21 @@ def main(radiographs, children, encoder, most):
         negative = {f"{name}, negative": ("negative", 255 - x[::2]) for name, (_, x) in some.items()}
         return {name: (kind, features(x)) for name, (kind, x) in {**some, **negative}.items()}
 
-    rule = fit_rule(known("train"), known("val"))
+    fitted_on = known("train"), known("val")
+    rule = fit_rule(*fitted_on)
+    blind = fit_rule(*({name: (kind, x[:, :1024]) for name, (kind, x) in part.items()} for part in fitted_on))
     save_rule(rule, assets/"inputs.safetensors", net.digest())
     rows, others = [], {**photographs(), **drawn(rng)}
     young = young["test"] if young else ()
     for what, words, first, second in cases(films["test"], young, studies["test"], others, features):
-        pairs = zip(first, [None] * len(first) if second is None else second)
-        said = [" ".join(input_warnings(*pair, rule)) for pair in pairs]
+        def warnings(rule, d):
+            seconds = [None] * len(first) if second is None else second[:, :d]
+            return [" ".join(input_warnings(*pair, rule)) for pair in zip(first[:, :d], seconds)]
+        said, without = warnings(rule, None), warnings(blind, 1024)
         right = {"right sentence": np.mean([words in o for o in said])} if words else {}
         rows.append({"pictures": what, "n": len(said), "to be warned of": "yes" if words else "no",
-                     "warned of": np.mean([o != "" for o in said]), **right})
+                     "warned of": np.mean([o != "" for o in said]), **right,
+                     "features alone": np.mean([o != "" for o in without])})
         print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
     pd.DataFrame(rows).round(3).to_csv(Path(__file__).parents[1]/"nbs"/"inputs.csv", index=False)
 

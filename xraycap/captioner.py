@@ -20,7 +20,7 @@ from PIL import Image
 from .encoder import ImageEncoder, chosen_device, overlay, pool_views
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
-from .inputs import input_rule, input_warnings
+from .inputs import input_rule, input_warnings, signature
 from .models import find_model, load_model, save_model
 from .radiographs import check_shown, check_size, grey, open_radiograph, square
 from .text import sentences
@@ -157,7 +157,8 @@ class Captioner:
         started = time.perf_counter()
         frontal, lateral = (open_radiograph(x) if isinstance(x, (str, Path)) else x for x in (frontal, lateral))
         views, features = self.encode(frontal, lateral)
-        front, side = (features if self.decoder.pooled else pool_views(features)).reshape(2, -1)
+        pooled = (features if self.decoder.pooled else pool_views(features)).reshape(2, -1)
+        front, side = signature(pooled, np.stack(views))
         warnings = [w for x in (frontal, lateral) for w in getattr(x, "info", {}).get("warnings", [])]  # on opening
         warnings += input_warnings(front, None if lateral is None else side, self.rule)
         best, = beam_search(self.decoder, features[None], k=k)

@@ -29,6 +29,7 @@ from .features import readable_features
 from .files import room_for
 from .findings import label_findings
 from .learner import caption_learner
+from .lstm import standardised
 from .mesh import mesh_findings
 from .models import check_model_folder, decoder_names, save_model
 from .predictions import CLEANINGS
@@ -60,7 +61,7 @@ class Recipe:
     crossed: int = 10  # and, where the targets are made from codes, so many with crossed codes
     radiographs: str | Path | None = None  # a labelled table of real radiographs that is learnt beside the images
     positives: int = 2  # times that a study with labels only is shown, where they name a finding
-    guided: bool = True  # begin with what the encoder knows of findings, and teach attention to point at them
+    guided: bool = True  # standardise the words' vectors, begin with the encoder's findings, teach attention to point
     best: bool = True  # keep the epoch of lowest validation loss; otherwise the last
     sizes: dict = field(default_factory=dict)  # more arguments of the decoder, such as `hidden`
 
@@ -201,6 +202,7 @@ def _vocabulary(recipe, texts):
 def _new_decoder(recipe, vocab, texts):
     "An untrained decoder that knows the vectors of its words."
     vectors = embedding_matrix(vocab, train_fasttext(texts, seed=recipe.seed))
+    if recipe.guided: vectors[1:] = standardised(vectors[1:], vectors[4:])  # all but PAD
     return decoder_names[recipe.decoder](len(vocab), vectors, dropout=recipe.dropout, **recipe.sizes)
 
 # %% ../nbs/19_training.ipynb #b95d9e55
