@@ -35,7 +35,7 @@ def main(folder, decoders):
         for decoder in decoders:
             key = dict(decoder=decoder, targets=targets, seed=seed)
             done = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame([], columns=[*key])
-            if (done[[*key]] == [*key.values()]).all(1).any(): continue
+            if (done[[*key]] == [*key.values()]).all(axis=1).any(): continue
             made = pd.DataFrame([row(folder, **key)]).round(4)
             made.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
             print(made.to_string(), flush=True)
