@@ -1,9 +1,9 @@
 """python tools/compare_targets.py FOLDER [DECODER ...]: nbs/targets.csv, the table of chapter 18.
 
-Trains each decoder on each kind of text, all on the same images, and then on composed reports with four more seeds;
-scores all of them on the test part. The models, and what they wrote, go to FOLDER. It can be stopped: a row that stands in the
-table is not made again, so several decoders can be trained side by side. The features, of two bodies a study, are
-encoded the first time."""
+Trains each decoder on each kind of text, all on the same images, then on composed reports with four more seeds, and
+scores all of them on the test part. The models, and what they wrote, go to FOLDER. It can be stopped: a row that stands
+in the table is not made again, so several decoders can be trained side by side. The features, of two bodies a study,
+are encoded the first time."""
 import sys
 from pathlib import Path
 from time import process_time
