@@ -91,11 +91,13 @@ def input_rule(
     return {"kinds": json.loads(about["kinds"]), **arrays}
 
 # %% ../nbs/r_inputs.ipynb #fa412fc8
+_reach = {"frontal": 1.25, "lateral": 2, "negative": 1.25}  # how far a picture of this kind may stray
+
 def _kind(signed, rule):
     "The kind of the nearest cloud; 'other' if even that is too far."
     away = distances(signed[None], rule)[0]
     kind = rule["kinds"][away.argmin()]
-    return kind if away.min() <= (2 if kind == "lateral" else 1) else "other"
+    return kind if away.min() <= _reach[kind] else "other"
 
 _ODD = {"other": "The {place} picture does not look like a chest radiograph.",
         "negative": "The {view} picture looks like a negative: bones should be white.",
