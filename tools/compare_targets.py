@@ -1,9 +1,9 @@
-"""python tools/compare_targets.py FOLDER [DECODER ...]: nbs/targets.csv, the tables of chapters 18 and 20.
+"""python tools/compare_targets.py FOLDER [DECODER ...]: nbs/targets.csv, the table of chapter 18.
 
-Trains each decoder on each kind of text, all on the same images, and on composed reports with four more seeds; scores
-all of them on the test part. The models, and what they wrote, go to FOLDER. It can be stopped: a row that stands in the
-table is not made again, so several decoders can be trained side by side. The features, of two bodies a study, are
-encoded the first time."""
+Trains each decoder on each kind of text, all on the same images, then on composed reports with four more seeds, and
+scores all of them on the test part. The models, and what they wrote, go to FOLDER. It can be stopped: a row that stands
+in the table is not made again, so several decoders can be trained side by side. The features, of two bodies a study,
+are encoded the first time."""
 import sys
 from pathlib import Path
 from time import process_time
@@ -35,7 +35,7 @@ def main(folder, decoders):
         for decoder in decoders:
             key = dict(decoder=decoder, targets=targets, seed=seed)
             done = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame([], columns=[*key])
-            if (done[[*key]] == [*key.values()]).all(1).any(): continue
+            if (done[[*key]] == [*key.values()]).all(axis=1).any(): continue
             made = pd.DataFrame([row(folder, **key)]).round(4)
             made.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
             print(made.to_string(), flush=True)
