@@ -1,5 +1,8 @@
 "Files of predictions: matched by the study, cleaned alike, in ReXrank's form; and `xraycap score` on them"
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -132,3 +135,41 @@ def test_what_is_not_defined_is_null_and_says_why(files):
     assert (card["finding_f1_micro"], card["finding_f1_macro"], card["finding_side_f1_micro"]) == (0, None, 0)
     assert "No reference names" in card["finding_f1_reason"]
     assert json.loads(score(ill, ill, "--json").stdout)["finding_side_f1_micro"] == 1
+
+
+def test_what_our_models_wrote_gives_their_rows_again():
+    "The files beside the notebooks against the table of results"
+    written = Path(__file__).parents[1] / "nbs"
+    listed = pd.read_csv(written / "results.csv", index_col=0)
+    result = score(written / "predictions/attention.csv", "--json")
+    card = json.loads(result.stdout)
+    assert not result.stderr and (card["studies"], card["missing"]) == (590, [])
+    for figure in "bleu_4", "cider", "finding_f1_micro", "distinct":
+        assert card[figure] == pytest.approx(listed.loc["attention", figure], abs=1e-4)
+
+
+class RadEval:
+    "In the place of the package: it has one metric, and no weights for the others."
+    def __init__(self, metrics, show_progress):
+        if metrics != ["radgraph"]: raise OSError("We couldn't connect to the hub,\nso there are no weights.")
+
+    def __call__(self, refs, hyps): return {"radgraph_partial": sum(map(str.__eq__, refs, hyps)) / len(refs)}
+
+
+def test_clinical_metrics_that_are_there_and_those_that_are_not(files, monkeypatch):
+    refs, hyps = files(r_txt="no effusion .\nclear .\n", h_txt="no effusion .\nsmall effusion .\n")
+    monkeypatch.setitem(sys.modules, "radeval", SimpleNamespace(RadEval=RadEval))
+    result = score(refs, hyps, "--clinical", "--json")
+    assert json.loads(result.stdout)["clinical"] == {"radgraph_partial": .5}
+    reason = "OSError: We couldn't connect to the hub, so there are no weights."
+    assert result.stderr == f"xraycap: Not to be had here: CheXbert F1, RaTEScore, GREEN (the first: {reason}).\n"
+    assert "radgraph_partial" in score(refs, hyps, "--clinical").stdout
+    assert "clinical" not in json.loads(score(refs, hyps, "--json").stdout)
+
+
+def test_without_radeval_one_sentence_says_what_to_install(files, monkeypatch):
+    refs, = files(r_txt="no effusion .\n")
+    monkeypatch.setitem(sys.modules, "radeval", None)
+    result = score(refs, refs, "--clinical")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "xraycap[clinical]" in result.stderr and "--no-deps radeval" in result.stderr

@@ -31,6 +31,7 @@ _names = {  # module -> its names that `xraycap` offers
     "training": "cross_codes start_from_findings PointAtFindings train_captioner",
     "predictions": "read_reports write_reports",
     "results": "score_card evaluate",
+    "confidence": "judged_sentences fit_confidence confidence_of calibration_error report_confidence",
     "captioner": "Captioner Report example_study notice sentence_maps report_figure",
     "widgets": "study_browser phantom_sliders attention_explorer beam_explorer",
 }

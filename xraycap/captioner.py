@@ -9,7 +9,7 @@ __all__ = ['example_study', 'Report', 'notice', 'Captioner', 'sentence_maps', 'r
 import json
 import textwrap
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .encoder import ImageEncoder, chosen_device, overlay, pool_views
+from .confidence import finding_outputs, report_confidence, said_logp, sentence_spans
+from .encoder import ImageEncoder, chosen_device, finding_head, overlay, pool_views
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
 from .inputs import input_rule, input_warnings, signature
@@ -45,6 +46,8 @@ class Report:
     encoder: str = ""  # weights of its encoder
     radiographs: dict | None = None  # the labelled radiographs that it learnt from as well: `table` and number `n`
     warnings: list = field(default_factory=list)  # of str, a sentence each: what is odd about the pictures
+    confidence: list | None = None  # for each sentence how likely it is right, or None; None where nobody measured it
+    left_out: int = 0  # sentences that the model said as well, and `surer_than` left out
 
     @property
     def sentences(self) -> list:  # of str
@@ -61,11 +64,27 @@ class Report:
         "What this text must not be used for."
         return notice(self.images, self.encoder, self.radiographs)
 
+    def surer_than(
+        self,
+        least: float,  # from 0 to 1
+    ):  # a `Report`
+        "Without the sentences that are less sure, or of which nobody knows. Raises `ValueError` without confidence."
+        if self.confidence is None:
+            raise ValueError(f"The model '{self.model}' was saved without a measure of confidence, so no sentence can "
+                             "be left out by it: train it again, or take one of the package's.")
+        spans = sentence_spans(self.words)
+        kept = [i for i, sure in enumerate(self.confidence) if sure is not None and sure >= least]
+        rows = [row for i in kept for row in range(len(self.words))[spans[i]]]
+        return replace(
+            self, words=[self.words[row] for row in rows], confidence=[self.confidence[i] for i in kept],
+            attention=None if self.attention is None else self.attention[rows], left_out=len(spans) - len(kept))
+
     def as_dict(self) -> dict:  # for JSON
         "What `xraycap report --json` prints."
         return dict(
             findings=self.findings, sentences=self.sentences, log_probability=round(self.logp, 4), model=self.model,
-            images=self.images, seconds=round(self.seconds, 2), notice=self.notice, warnings=self.warnings)
+            images=self.images, seconds=round(self.seconds, 2), notice=self.notice, warnings=self.warnings,
+            confidence=self.confidence, left_out=self.left_out)
 
 # %% ../nbs/21_captioner.ipynb #f71c05a9
 def notice(
@@ -116,6 +135,7 @@ class Captioner:
         self.decoder = fast_decoder(decoder.eval()).to(chosen_device())
         self.encoder = ImageEncoder(about["encoder"]).eval().to(chosen_device())
         self.fast = fused(self.encoder)
+        self.head, self.head_findings = finding_head(about["encoder"])
         self.rule = input_rule(self.encoder.digest())  # None: nothing is known about what these weights expect
 
     @classmethod
@@ -162,10 +182,13 @@ class Captioner:
         warnings = [w for x in (frontal, lateral) for w in getattr(x, "info", {}).get("warnings", [])]  # on opening
         warnings += input_warnings(front, None if lateral is None else side, self.rule)
         best, = beam_search(self.decoder, features[None], k=k)
+        words, (logp,) = self.vocab.decode(best.tokens).split(), said_logp(self.decoder, features[None], [best.tokens])
+        outputs, = finding_outputs(self.head, self.head_findings, pooled.reshape(1, -1))
+        sure = report_confidence(words, logp, outputs, self.about.get("confidence"))
         return Report(
-            self.vocab.decode(best.tokens).split(), best.logp, best.attention, views, self.name,
+            words, best.logp, best.attention, views, self.name,
             self.about["images"], time.perf_counter() - started, self.about["encoder"], self.about.get("radiographs"),
-            warnings)
+            warnings, sure)
 
 # %% ../nbs/21_captioner.ipynb #ee8d2743
 def sentence_maps(
@@ -173,9 +196,7 @@ def sentence_maps(
 ) -> list:  # a sentence's mean attention: float (2, 7, 7) over frontal and lateral view, (1, 7, 7) over a single image
     "Where each sentence looked."
     single = report.views[0] is report.views[1]
-    ends = [i for i, word in enumerate(report.words, 1) if word == "."] + [len(report.words)]
-    spans = [slice(*span) for span in zip([0, *ends], ends) if set(report.words[slice(*span)]) - {"."}]
-    maps = [report.attention[span].mean(0).reshape(2, 7, 7) for span in spans]
+    maps = [report.attention[span].mean(0).reshape(2, 7, 7) for span in sentence_spans(report.words)]
     return [m.sum(0, keepdims=True) for m in maps] if single else maps
 
 # %% ../nbs/21_captioner.ipynb #7c41d9b0
@@ -194,8 +215,10 @@ def report_figure(
     views = report.views[:1] if single else report.views
     panels = [("The image" if single else "Frontal and lateral view", _beside(views))]
     if report.attention is not None:
-        for sentence, maps in zip(report.sentences, sentence_maps(report)):
-            title = sentence if single else f"{sentence} ({maps[0].sum() / maps.sum():.0%} frontal)"
+        for i, (sentence, maps) in enumerate(zip(report.sentences, sentence_maps(report))):
+            sure, share = report.confidence and report.confidence[i], maps[0].sum() / maps.sum()
+            told = [f"{sure:.0%} sure"] * (sure is not None) + [f"{share:.0%} frontal"] * (not single)
+            title = f"{sentence} ({', '.join(told)})" if told else sentence
             panels.append((title, _beside([*map(overlay, views, maps / max(maps.max(), 4 / 98))])))
     rows = -(-len(panels) // 2)
     fig = Figure(figsize=(8, 2.4 * rows + .5), layout="constrained")

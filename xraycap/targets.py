@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import MultiLabelBinarizer
 from tqdm.auto import tqdm
 
-from .findings import label_findings
+from .findings import HEALTHY, label_findings
 from .mesh import FINDINGS, finding_codes, finding_sides, mesh_findings
 from .metrics import ngrams
 
@@ -127,17 +127,6 @@ class _Worth:
         cosine = (product / np.sqrt(np.maximum(squares, 1e-9))).mean()
         return self.gain[rows].sum() - price + _likeness * cosine
 
-# %% ../nbs/18_targets.ipynb #e526043d
-_healthy = {  # subject of a sentence about a healthy chest: its words, and the findings that make it untrue
-    "heart": ("heart|cardi", {"Cardiomegaly"}),
-    "mediastinum": ("mediastin", set()),
-    "clear": ("clear", {"Opacity", "Atelectasis", "Airspace Disease", "Interstitial Markings", "Nodule", "Edema"}),
-    "consolidation": ("consolidation|air ?space|infiltrat", {"Airspace Disease"}),
-    "effusion": ("effusion", {"Pleural Effusion", "Blunted Costophrenic Angle"}),
-    "pneumothorax": ("pneumothora", {"Pneumothorax"}),
-    "vessels": ("vascula", {"Edema"}),
-    "bones": ("bon[ey]|osseous|skelet", {"Fracture"})}
-
 # %% ../nbs/18_targets.ipynb #f556605e
 def _lines(text): return [f"{line.strip()} ." for line in text.split(" .") if line.strip()]
 
@@ -152,9 +141,9 @@ class _Sentences:
         self.place = [np.mean(places[line]) for line in self.lines]
         names = MultiLabelBinarizer(classes=FINDINGS).fit_transform(map(label_findings, self.lines))
         self.names = names.astype(bool)  # sentence finding
-        speaks = [[bool(re.search(words, line)) for words, _ in _healthy.values()] for line in self.lines]
+        speaks = [[bool(re.search(words, line)) for words, _ in HEALTHY.values()] for line in self.lines]
         healthy = np.array(speaks) & ~self.names.any(1, keepdims=True)  # sentence subject
-        self.untrue_with = healthy @ np.array([[f in against for f in FINDINGS] for _, against in _healthy.values()])
+        self.untrue_with = healthy @ np.array([[f in against for f in FINDINGS] for _, against in HEALTHY.values()])
         self.subjects = np.hstack([self.names, healthy])  # sentence (finding or healthy subject)
 
     def report(self, chosen):

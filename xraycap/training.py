@@ -22,6 +22,7 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.torch_core import distrib_barrier, get_model, num_distrib, rank_distrib, set_seed
 
 from .batches import caption_dls
+from .confidence import fit_confidence, judged_sentences
 from .embeddings import embedding_matrix, train_fasttext
 from .encoder import ImageEncoder, chosen_device, finding_head, finding_maps
 from .fast import fast_decoder, fused
@@ -30,7 +31,7 @@ from .files import room_for
 from .findings import label_findings
 from .learner import caption_learner
 from .lstm import standardised
-from .mesh import mesh_findings
+from .mesh import FINDINGS, mesh_findings
 from .models import check_model_folder, decoder_names, save_model
 from .predictions import CLEANINGS
 from .studies import load_studies
@@ -320,6 +321,18 @@ def _without(uids, train, shown):
                          "one in val.")
     return train, shown
 
+# %% ../nbs/19_training.ipynb #ada984a0
+def _confidence(recipe, model, vocab, encoder, shown, store):
+    "How sure a report may be, for each kind of images: what `fit_confidence` finds on the validation studies."
+    kinds, found = {shown.attrs["images"]: shown.uid >= 0}, {}
+    if recipe.radiographs: kinds[Path(recipe.radiographs).stem] = shown.uid < 0
+    for kind, rows in kinds.items():
+        val = shown[rows & (shown.split == "val")]
+        labelled = set().union(*map(mesh_findings, shown[rows].mesh))
+        known = labelled if (val.findings == "").all() else set(FINDINGS)  # labels may not name every finding
+        found[kind] = fit_confidence(judged_sentences(fast_decoder(model), vocab, encoder, val, store, known))
+    return {kind: numbers for kind, numbers in found.items() if numbers}
+
 # %% ../nbs/19_training.ipynb #e77ae111
 def train_captioner(
     out: str | Path,  # folder of the model to write
@@ -355,7 +368,9 @@ def train_captioner(
     if recipe.radiographs:
         n = int(((shown.uid < 0) & (shown.split == "train")).sum())
         about["radiographs"] = {"table": Path(recipe.radiographs).stem, "n": n}
-    if not rank_distrib(): save_model(out, model.cpu(), vocab, about)
+    if not rank_distrib():
+        about["confidence"] = _confidence(recipe, model.cpu(), vocab, encoder, shown, store)
+        save_model(out, model, vocab, about)
     return losses
 
 # %% ../nbs/19_training.ipynb #612a1dc1

@@ -151,8 +151,12 @@ function show(report, chosen, example) {
   $("warnings").replaceChildren(...report.warnings.map(sentence => make("li", { textContent: sentence })));
   $("warnings").hidden = !report.warnings.length;
   $("hint").hidden = !report.attention;
+  const surely = i => {
+    const sure = report.confidence?.[i] ?? null;
+    return make("span", { className: "quiet", textContent: sure === null ? "" : `${Math.round(100 * sure)} % sure` });
+  };
   $("sentences").replaceChildren(...report.sentences.map((sentence, i) => {
-    if (!report.attention) return make("li", {}, make("p", { textContent: sentence }));
+    if (!report.attention) return make("li", {}, make("p", { textContent: sentence }), surely(i));
     const button = make("button", { type: "button", textContent: sentence });
     const back = () => light(pressed);
     button.addEventListener("mouseenter", () => light(i));
@@ -162,7 +166,7 @@ function show(report, chosen, example) {
     button.addEventListener("click", () => { pressed = pressed === i ? null : i; light(pressed); });
     button.addEventListener("keydown", event => { if (event.key === "Escape") { pressed = null; light(null); } });
     buttons.push(button);
-    return make("li", {}, button);
+    return make("li", {}, button, surely(i));
   }));
   if (!report.sentences.length) $("sentences").replaceChildren(make("li", {}, make("p", { textContent: "The model found no words." })));
   light(null);
