@@ -27,7 +27,8 @@ def shaken(decoder):
 def theirs(decoder, features, closed, **how):
     with torch.no_grad(): places = decoder.start(features)[0][0]
     return decoder.lm.generate(
-        torch.ones(len(features), 1, dtype=torch.long), encoder_hidden_states=places, max_new_tokens=10, do_sample=False,
+        torch.ones(len(features), 1, dtype=torch.long), encoder_hidden_states=places, max_new_tokens=10,
+        do_sample=False, use_cache=False,  # its cache for BERT has no room for places
         suppress_tokens=closed, renormalize_logits=True, return_dict_in_generate=True, output_scores=True, **how)
 
 
@@ -60,7 +61,7 @@ def test_step_by_step_equals_teacher_forcing_whoever_shares_the_batch(made):
 
 
 def test_only_adapters_and_the_look_at_the_places_learn(made):
-    decoder, vocab = made
+    decoder, _ = made
     learn = {name for name, p in decoder.named_parameters() if p.requires_grad}
     assert all("lora" in n or "cross" in n or not n.startswith("lm.") for n in learn)
     assert {n for n, _ in decoder.named_parameters() if "lora" in n or "cross" in n} <= learn

@@ -49,8 +49,8 @@ def open_language_model(
         model = transformers.AutoModelForCausalLM.from_pretrained(lm, config=config, use_safetensors=True)
         return model.eval(), tokenizer
     except (OSError, ValueError, KeyError) as e:
-        raise ValueError(f"The language model {lm} cannot be had: give a folder with config.json, model.safetensors "
-                         "and its tokenizer's files, or the name of a BERT or GPT-2 that the Hugging Face hub has.") from e
+        raise ValueError(f"The language model {lm} cannot be had: give a folder with config.json, model.safetensors"
+                         " and its tokenizer's files, or the name of a BERT or GPT-2 on the Hugging Face hub.") from e
 
 # %% ../nbs/u_language_model.ipynb #7af12fc5
 def make_language_model(
@@ -121,7 +121,7 @@ def adapt(
     "Freeze the model, but for new adapters and its cross-attention. Raises `ValueError` for another kind of model."
     _, peft = hugging_face()
     kind = lm.config.model_type
-    if kind not in _adapted: raise ValueError(f"There are no adapters for a model of the kind {kind}: take BERT or GPT-2.")
+    if kind not in _adapted: raise ValueError(f"The language model is of the kind {kind}: take a BERT or GPT-2.")
     lm.requires_grad_(False)
     lora = peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=_adapted[kind], fan_in_fan_out=kind == "gpt2")
     peft.inject_adapter_in_model(lora, lm)
