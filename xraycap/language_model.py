@@ -9,9 +9,11 @@ __all__ = ['hugging_face', 'open_language_model', 'make_language_model', 'Langua
 # %% ../nbs/s_language_model.ipynb #e54de625
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -20,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .encoder import ImageEncoder
 from .fast import fused
 from .features import readable_features
+from .files import room_for
 from .models import check_model_folder
 from .studies import load_studies
 from .text import EOS, PAD, SOS, UNK, Vocab
@@ -83,7 +86,8 @@ class LanguageVocab:
         self,
         tokenizer,  # of `open_language_model`
     ):
-        def number(*names): return next(i for name in names if (i := getattr(tokenizer, f"{name}_token_id")) is not None)
+        def number(*names):
+            return next(i for i in (getattr(tokenizer, f"{name}_token_id") for name in names) if i is not None)
         self.tokenizer = tokenizer
         sos, eos = number("bos", "cls"), number("eos", "sep")
         self.unk = number("unk", "eos", "sep")
@@ -263,7 +267,7 @@ def train_language_model(
     from fastai.torch_core import set_seed
 
     from xraycap import caption_dls, caption_learner  # with fastai, which only training needs
-    check_model_folder(out)
+    path = check_model_folder(out).resolve()
     set_seed(seed)
     model, tokenizer = open_language_model(lm)
     vocab = LanguageVocab(tokenizer)
@@ -274,27 +278,34 @@ def train_language_model(
     store, failed = readable_features(shown, fused(ImageEncoder(encoder)))
     dls = caption_dls(shown[~shown.uid.isin(failed.uid)], store, vocab, bs=bs, max_len=100)
     learn = caption_learner(dls, LanguageDecoder(model, vocab, r), lr=lr)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    learn.path, learn.model_dir = Path(out), "."
-    learn.fit_one_cycle(epochs, cbs=SaveModelCallback(fname="best"))
-    (Path(out) / "best.pth").unlink()
-    lm = str(Path(lm).resolve() if Path(lm).exists() else lm)
-    about = dict(decoder="language model", lm=lm, r=r, encoder=encoder, images=studies.attrs["images"], split=split)
-    learnt = {name: p.detach().cpu().contiguous() for name, p in learn.model.named_parameters() if p.requires_grad}
-    save_file(learnt, Path(out) / "model.safetensors")
-    (Path(out) / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with room_for(path), TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as tmp:
+        learn.path, learn.model_dir = Path(tmp), "."
+        learn.fit_one_cycle(epochs, cbs=SaveModelCallback(fname="best"))
+        new = Path(tmp) / "new"
+        new.mkdir()
+        learnt = {name: p.detach().cpu().contiguous() for name, p in learn.model.named_parameters() if p.requires_grad}
+        save_file(learnt, new / "model.safetensors")
+        lm = str(Path(lm).resolve() if Path(lm).exists() else lm)
+        about = dict(decoder="language model", lm=lm, r=r, encoder=encoder, images=studies.attrs["images"], split=split)
+        (new / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+        if path.exists(): path.rename(Path(tmp) / "old")
+        new.rename(path)
     return pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
 
 def load_language_decoder(
     folder: str | Path,  # that `train_language_model` wrote
 ) -> tuple:  # decoder in evaluation mode, its `LanguageVocab`, config dict: what `Captioner` takes
     "Open what was trained. Raises `ValueError` where the folder or its language model cannot be had."
-    try: about = json.loads((Path(folder) / "config.json").read_text())
-    except (OSError, ValueError): about = {}
-    if about.get("decoder") != "language model":
-        raise ValueError(f"{folder} holds no trained language model: make one with `train_language_model`.")
-    lm, tokenizer = open_language_model(about["lm"])
+    try:
+        about = json.loads((Path(folder) / "config.json").read_text())
+        learnt = load_file(Path(folder) / "model.safetensors")
+        name, r = about["lm"], about["r"]
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        raise ValueError(f"{folder} holds no trained language model, or a damaged one ({type(e).__name__}): make one "
+                         "with `train_language_model`.") from e
+    lm, tokenizer = open_language_model(name)
     vocab = LanguageVocab(tokenizer)
-    decoder = LanguageDecoder(lm, vocab, about["r"])
-    decoder.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+    decoder = LanguageDecoder(lm, vocab, r)
+    decoder.load_state_dict(learnt, strict=False)
     return decoder.eval(), vocab, about
