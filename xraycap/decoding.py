@@ -20,7 +20,7 @@ def temper(
     top_k: int | None = None,  # keep so many of the likeliest words; None: all
     top_p: float = 1,  # keep as few of the likeliest words as have this probability together
 ):  # (N, V) log-probabilities to draw by, -inf for a word that is not kept
-    "Sharpen or flatten the probabilities of the next word, and cut off their tail. Raises `ValueError` for no such knob."
+    "Sharpen or flatten the next word's probabilities, and cut off their tail. Raises `ValueError` for no such knob."
     if not temperature > 0: raise ValueError(f"The temperature is {temperature}, but it must be above 0.")
     if top_k is not None and top_k < 1: raise ValueError(f"top_k is {top_k}, but a word must be left: take 1 or more.")
     if not 0 < top_p <= 1: raise ValueError(f"top_p is {top_p}, but it must be above 0 and at most 1.")

@@ -136,7 +136,7 @@ def adapt(
 # %% ../nbs/s_language_model.ipynb #01b6ef9b
 class LanguageDecoder(nn.Module):
     "A frozen language model with adapters, whose words look at 98 places a study."
-    pooled = False
+    pooled, max_len = False, 100  # most parts of words in a report
 
     def __init__(
         self,
