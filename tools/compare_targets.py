@@ -15,7 +15,7 @@ from xraycap.training import TARGETS, train_captioner
 
 TABLE = Path(__file__).resolve().parents[1] / "nbs" / "targets.csv"
 DECODERS = {"lstm": dict(dropout=.3), "attention": {}, "transformer": dict(lr=1e-3, dropout=.1)}  # as the shipped ones
-SAME = dict(bodies=2, crossed=0, epochs=12)  # so that nothing but the texts differs: 2,069 studies x 2 bodies x 12
+SAME = dict(bodies=2, crossed=0, epochs=6)  # so that nothing but the texts differs: 2,069 studies x 2 bodies x 6
 FIGURES = "bleu_4 bleu_4_low bleu_4_high bleu_4_shuffled cider finding_f1_micro distinct".split()
 
 
@@ -35,7 +35,7 @@ def main(folder, decoders):
         for decoder in decoders:
             key = dict(decoder=decoder, targets=targets, seed=seed)
             done = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame([], columns=[*key])
-            if (done[[*key]] == [*key.values()]).all(1).any(): continue
+            if (done[[*key]] == [*key.values()]).all(axis=1).any(): continue
             made = pd.DataFrame([row(folder, **key)]).round(4)
             made.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False)
             print(made.to_string(), flush=True)
