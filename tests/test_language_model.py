@@ -5,7 +5,9 @@ import torch
 pytest.importorskip("peft", reason="language models need pip install 'xraycap[lm]'")
 
 from xraycap.fast import beam_search, greedy_search
-from xraycap.language_model import LanguageDecoder, LanguageVocab, make_language_model, open_language_model, perplexity
+from xraycap.language_model import (
+    LanguageDecoder, LanguageVocab, make_language_model, open_language_model, perplexity, train_language_model)
+from xraycap.models import describe, load_model
 from xraycap.text import EOS, UNK
 
 TEXTS = ["the heart is normal in size .", "the lungs are clear .", "no pleural effusion or pneumothorax ."]
@@ -91,3 +93,30 @@ def test_perplexity_is_their_loss(made):
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="cannot be had: give a folder"): open_language_model(tmp_path / "nothing")
+
+
+def test_a_trained_folder_is_a_model_like_others(few_studies, tmp_path, monkeypatch):
+    noise = {uid: torch.randn(98, 1024).numpy() for uid in few_studies.uid}
+    monkeypatch.setattr("xraycap.language_model.load_studies", lambda *args: few_studies)
+    monkeypatch.setattr("xraycap.language_model.readable_features", lambda *args: (noise, few_studies.head(0)))
+    made, out = make_language_model("gpt2", TEXTS, tmp_path / "lm", hidden=32), tmp_path / "mine"
+    assert len(train_language_model(made, out, epochs=1)) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"lm", "mine"}
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
+    decoder, _, about = load_model(out)
+    assert isinstance(decoder, LanguageDecoder) and about["images"] == "phantom"
+    assert len(describe(out, few_studies[few_studies.split == "test"])) == 12
+    train_language_model(made, out, epochs=1)  # an older one is replaced
+    (out / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="no trained language model, or a damaged one"): load_model(out)
+
+
+def test_a_training_that_is_stopped_leaves_nothing(few_studies, tmp_path, monkeypatch):
+    def stop(*args, **how): raise KeyboardInterrupt
+    monkeypatch.setattr("xraycap.language_model.load_studies", lambda *args: few_studies)
+    monkeypatch.setattr("xraycap.language_model.readable_features", lambda *args: (
+        {uid: torch.randn(98, 1024).numpy() for uid in few_studies.uid}, few_studies.head(0)))
+    monkeypatch.setattr("xraycap.language_model.save_file", stop)
+    made = make_language_model("gpt2", TEXTS, tmp_path / "lm", hidden=32)
+    with pytest.raises(KeyboardInterrupt): train_language_model(made, tmp_path / "mine", epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["lm"]
