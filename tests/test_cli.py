@@ -352,6 +352,28 @@ def test_json_is_one_object(tmp_path):
     assert (tmp_path / "report.png").is_file()
 
 
+def test_a_drawn_report_says_so(tmp_path):
+    given = "report", png(tmp_path / "a.png"), "--out", tmp_path
+    drawn = run(*given, "--sample", 1, "--seed", 5)
+    assert "Drawn at temperature 1 with seed 5: one of many reports" in drawn.stdout
+    first, again, other, searched = (json.loads(run(*given, "--json", *more).stdout) for more in (
+        ("--sample", 1, "--seed", 5), ("--sample", 1, "--seed", 5), ("--sample", 1, "--seed", 6), ()))
+    assert first["sampled"] == {"temperature": 1, "seed": 5} and drawn.stdout.startswith(first["findings"][:20])
+    assert first["findings"] == again["findings"] != other["findings"]
+    assert "sampled" not in searched and searched["findings"] != first["findings"]
+    assert run(*given, "--sample", 0).exit_code == 2
+
+
+def test_a_language_model_that_cannot_be_had(tmp_path, monkeypatch):
+    given = "train", "--lm", tmp_path / "gpt2", "--out", tmp_path / "mine"
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
+    assert "pip install 'xraycap[lm]'" in one_sentence(run(*given))
+    monkeypatch.undo()
+    pytest.importorskip("peft")
+    assert "cannot be had: give a folder with config.json" in one_sentence(run(*given))
+    assert not (tmp_path / "mine").exists()
+
+
 def test_swapped_views_are_said_first(tmp_path):
     from xraycap.captioner import example_study
     example = example_study()

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .confidence import finding_outputs, report_confidence, said_logp, sentence_spans
+from .decoding import sample
 from .encoder import ImageEncoder, chosen_device, finding_head, overlay, pool_views
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
@@ -48,6 +49,7 @@ class Report:
     warnings: list = field(default_factory=list)  # of str, a sentence each: what is odd about the pictures
     confidence: list | None = None  # for each sentence how likely it is right, or None; None where nobody measured it
     left_out: int = 0  # sentences that the model said as well, and `surer_than` left out
+    sampled: dict | None = None  # how the words were drawn: `temperature` and `seed`; None: they were searched
 
     @property
     def sentences(self) -> list:  # of str
@@ -84,7 +86,7 @@ class Report:
         return dict(
             findings=self.findings, sentences=self.sentences, log_probability=round(self.logp, 4), model=self.model,
             images=self.images, seconds=round(self.seconds, 2), notice=self.notice, warnings=self.warnings,
-            confidence=self.confidence, left_out=self.left_out)
+            confidence=self.confidence, left_out=self.left_out, **({"sampled": self.sampled} if self.sampled else {}))
 
 # %% ../nbs/21_captioner.ipynb #f71c05a9
 def notice(
@@ -172,6 +174,8 @@ class Captioner:
         frontal,  # path, PIL image or uint8 array (H, W)
         lateral=None,  # the same; None: the frontal image is used twice
         k: int = 3,  # beam width
+        temperature: float | None = None,  # draw the words at this temperature; None: search the likeliest
+        seed: int = 0,  # of the draws
     ) -> Report:  # words, attention and notice
         "Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
         started = time.perf_counter()
@@ -181,14 +185,16 @@ class Captioner:
         front, side = signature(pooled, np.stack(views))
         warnings = [w for x in (frontal, lateral) for w in getattr(x, "info", {}).get("warnings", [])]  # on opening
         warnings += input_warnings(front, None if lateral is None else side, self.rule)
-        best, = beam_search(self.decoder, features[None], k=k)
+        given = dict(features=features[None], max_len=getattr(self.decoder, "max_len", 60))
+        if temperature is None: best, = beam_search(self.decoder, **given, k=k)
+        else: best, = sample(self.decoder, **given, temperature=temperature, seed=seed)
         words, (logp,) = self.vocab.decode(best.tokens).split(), said_logp(self.decoder, features[None], [best.tokens])
         outputs, = finding_outputs(self.head, self.head_findings, pooled.reshape(1, -1))
         sure = report_confidence(words, logp, outputs, self.about.get("confidence"))
         return Report(
             words, best.logp, best.attention, views, self.name,
             self.about["images"], time.perf_counter() - started, self.about["encoder"], self.about.get("radiographs"),
-            warnings, sure)
+            warnings, sure, sampled=None if temperature is None else dict(temperature=temperature, seed=seed))
 
 # %% ../nbs/21_captioner.ipynb #ee8d2743
 def sentence_maps(

@@ -8,6 +8,7 @@ __all__ = ['decoder_names', 'model_files', 'check_model_folder', 'save_model', '
 # %% ../nbs/17_models.ipynb #3565c440
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -91,6 +92,9 @@ def load_model(
 ) -> tuple:  # (decoder in evaluation mode, float32; vocab; config dict)
     "Open a model folder. Raises `FileNotFoundError` when there is none and `ValueError` when it is damaged."
     path = find_model(model)
+    try: pretrained = "lm" in json.loads((path / "config.json").read_text())
+    except (OSError, TypeError, ValueError): pretrained = False  # it is damaged
+    if pretrained: return import_module("xraycap.language_model").load_language_decoder(path)  # a later room
     try:
         config, vocab = json.loads((path / "config.json").read_text()), Vocab.load(path / "vocab.json")
         decoder = decoder_names[config["decoder"]](**config["args"])
@@ -114,11 +118,11 @@ def generate(
     k: int = 3,  # beam width
     bs: int = 64,  # studies at a time
 ) -> list:  # of str, one report for each study
-    "Describe each study with beam search."
-    texts = []
+    "Describe each study with beam search, in 60 words at most, or in as many as the decoder's `max_len` says."
+    texts, max_len = [], getattr(decoder, "max_len", 60)
     for i in tqdm(range(0, len(uids), bs), desc="describing", leave=False):
         batch = [pool_views(store[uid]) if decoder.pooled else store[uid] for uid in uids[i:i + bs]]
-        found = beam_search(decoder, np.stack(batch), k=k)  # of (bs, 2048) or (bs, 98, 1024)
+        found = beam_search(decoder, np.stack(batch), k=k, max_len=max_len)  # of (bs, 2048) or (bs, 98, 1024)
         texts += [vocab.decode(hypothesis.tokens) for hypothesis in found]
     return texts
 
