@@ -4,7 +4,7 @@ BIN := .venv/bin
 TOOLS_FIRST := PATH="$(CURDIR)/tools:$(CURDIR)/$(BIN):$$PATH"
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: report test test-slow export refresh docs bench dist clean help
+.PHONY: report test test-slow soak export refresh docs bench dist clean help
 
 report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.png lateral.png" for your own)
 	@$(BIN)/xraycap report $(IMAGES)
@@ -15,15 +15,15 @@ report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.
 	@echo "  nbs/00_reports.ipynb                       the course, from its first chapter"
 
 test: .venv/.dev  ## the linter, modules in step with the notebooks, then every notebook, then tests/
-	$(BIN)/python tools/lint.py
-	tools/chromium.sh
-	tools/in_sync.sh
-	$(BIN)/nbdev_test --n_workers 2 --do_print
-	$(BIN)/pytest -q -rs tests
+	$(BIN)/python tools/run_tests.py
 
 test-slow: .venv/.dev  ## the slow cells and the slow tests too
 	$(BIN)/nbdev_test --n_workers 1 --do_print --flags slow
 	$(BIN)/pytest -q --slow tests
+
+KILLS ?= 10
+soak: .venv/.dev  ## kill what writes at random moments and see that the next run ends right (KILLS=20, JOBS="train report")
+	$(BIN)/python tools/soak.py --kills $(KILLS) $(JOBS)
 
 export: .venv/.dev  ## notebooks -> xraycap/ and README.md, and clean notebooks
 	$(BIN)/nbdev_clean

@@ -1,5 +1,8 @@
 "Saved models: a folder of three files that is safe to open, and what a model says"
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,17 @@ def test_a_model_comes_back_from_its_folder(tmp_path, kind):
     for name, tensor in decoder.state_dict().items():
         assert torch.equal(tensor, twice[name]), name  # half precision is reached once, then nothing changes
         assert tensor.dtype == torch.float32
+
+
+def test_what_a_killed_save_left_is_swept_up(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in f".{ended.pid}-model", f".{ended.pid}-other", f".{os.getppid()}-model":
+        (tmp_path / name / "new").mkdir(parents=True)
+        (tmp_path / name / "new" / "model.safetensors").write_bytes(b"half")
+    vocab = Vocab.from_texts(texts)
+    save_model(tmp_path / "model", small(AttentionDecoder, vocab), vocab, about)
+    assert {p.name for p in tmp_path.iterdir()} == {"model", f".{ended.pid}-other", f".{os.getppid()}-model"}
 
 
 def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ import json
 import os
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from .attention import AttentionDecoder
 from .encoder import ImageEncoder, chosen_device, halved, pool_views
 from .fast import beam_search, fused
 from .features import store_features
-from .files import assets, room_for
+from .files import assets, half_of
 from .lstm import LSTMDecoder
 from .text import Vocab
 from .transformer import TransformerDecoder
@@ -69,11 +68,11 @@ def save_model(
     if not {"encoder", "images"} <= about.keys(): raise ValueError("`about` must name the model's encoder and images.")
     path = check_model_folder(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    with room_for(path), TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as tmp:
-        new = Path(tmp) / "new"
-        new.mkdir()
+    with half_of(path) as half:
+        new = half / "new"
+        new.mkdir(parents=True)
         _write(new, decoder, vocab, about)
-        if path.exists(): path.rename(Path(tmp) / "old")
+        if path.exists(): path.rename(half / "old")
         new.rename(path)
 
 # %% ../nbs/17_models.ipynb #104cc131
