@@ -223,7 +223,7 @@ def report_figure(
     if report.attention is not None:
         for i, (sentence, maps) in enumerate(zip(report.sentences, sentence_maps(report))):
             sure, share = report.confidence and report.confidence[i], maps[0].sum() / maps.sum()
-            told = [f"{sure:.0%} sure"] * (sure is not None) + [f"{share:.0%} frontal"] * (not single)
+            told = ([] if sure is None else [f"{sure:.0%} sure"]) + ([] if single else [f"{share:.0%} frontal"])
             title = f"{sentence} ({', '.join(told)})" if told else sentence
             panels.append((title, _beside([*map(overlay, views, maps / max(maps.max(), 4 / 98))])))
     rows = -(-len(panels) // 2)

@@ -86,7 +86,8 @@ def judged_sentences(
         tokens = [best.tokens for best in beam_search(decoder, features, k=k)]
         seen = finding_outputs(head, findings, pooled)
         for study, said, logp, outputs in zip(part, tokens, said_logp(decoder, features, tokens), seen):
-            wanted, words = mesh_findings(study.mesh) or label_findings(study.findings), vocab.decode(said).split()
+            wanted = mesh_findings(study.mesh) if len(study.mesh) else label_findings(study.findings)
+            words = vocab.decode(said).split()
             for span in sentence_spans(words):
                 text = " ".join(words[span])
                 rows.append((study.uid, text, logp[span].mean(), sentence_evidence(text, outputs),
