@@ -4,7 +4,7 @@ BIN := .venv/bin
 TOOLS_FIRST := PATH="$(CURDIR)/tools:$(CURDIR)/$(BIN):$$PATH"
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: report test test-slow soak export refresh docs bench dist clean help
+.PHONY: report test test-slow soak test-oldest test-newest export refresh docs bench dist clean help
 
 report: .venv/.user  ## a report for the bundled example study (IMAGES="frontal.png lateral.png" for your own)
 	@$(BIN)/xraycap report $(IMAGES)
@@ -20,6 +20,20 @@ test: .venv/.dev  ## the linter, modules in step with the notebooks, then every 
 test-slow: .venv/.dev  ## the slow cells and the slow tests too
 	$(BIN)/nbdev_test --n_workers 1 --do_print --flags slow
 	$(BIN)/pytest -q --slow tests
+
+# What both ends of the version ranges are proven with: shapes, training, the command line, a notebook's module
+ENDS := tests/test_lstm.py tests/test_batches.py tests/test_training.py tests/test_cli.py tests/test_captioner.py tests/test_tables.py
+USER_TESTS := pytest nbformat psutil
+
+test-oldest:  ## tests/ of what depends on others, with the oldest versions that settings.ini takes (.venv-oldest)
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install -q -e '.[app,dicom]' $(USER_TESTS) -c tests/oldest.txt
+	.venv-oldest/bin/python -m pytest -q $(ENDS)
+
+test-newest:  ## the same with the newest there are (.venv-newest)
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install -q -U -e '.[app,dicom]' $(USER_TESTS)
+	.venv-newest/bin/python -m pytest -q $(ENDS)
 
 KILLS ?= 10
 soak: .venv/.dev  ## kill what writes at random moments and see that the next run ends right (KILLS=20, JOBS="train report")

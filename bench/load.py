@@ -6,8 +6,9 @@ time, where a client sends its next request when it has its answer; in turns, be
 what else it does. With 8 in the house and one model, a request waits for the 7 before it, so its whole time is about 8
 times that of a report (Little's law). What load must not do is make the reports themselves dearer; so what is compared
 with a single request is the time that a report takes from when its turn comes (`seconds` of the answer), and the time
-of the whole run divided by its studies. Ends with 1 when a request fails, memory grows by more than 5 %, or either is
-more than 1.5 times the time of a single request."""
+of the whole run divided by its studies. Memory is read after each round: what the first two still take are buffers that
+libraries keep, what the last three add would be a leak. Ends with 1 when a request fails, memory grows by more than 5 %
+in the last three rounds, or either time is more than 1.5 times that of a single request."""
 import subprocess
 import sys
 import time
@@ -59,13 +60,13 @@ server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 try:
     url = server.stdout.readline().strip()
     run(url, MIXED + OTHERS[-1:] * 40, AT_ONCE)  # libraries take their buffers at the first requests
-    alone, answers, times, before = [], [], [], memory(server.pid)
+    alone, answers, times, sizes = [], [], [], [memory(server.pid)]
     for _ in range(ROUNDS):
         alone += run(url, [STUDY] * AT_ONCE, 1)[0]
         some, each = run(url, MIXED, AT_ONCE)
         answers += some
         times.append(each)
-    after = memory(server.pid)
+        sizes.append(memory(server.pid))
 finally:
     server.terminate()
     server.wait()
@@ -74,11 +75,12 @@ reports = [a for a in answers if a[3]]
 single = median(t for _, t, _, _ in alone)
 whole, turn = median(t for _, t, _, _ in reports), median(s for _, _, s, _ in reports)
 each = sum(times) / ROUNDS
-failed, texts, growth = sum(not a[0] for a in answers), {a[3] for a in reports + alone}, after / before - 1
+failed, texts, growth = sum(not a[0] for a in answers), {a[3] for a in reports + alone}, sizes[-1] / sizes[2] - 1
 print(f"alone          median {single:.3f} s a study, of which the report took {median(a[2] for a in alone):.3f} s")
 print(f"{AT_ONCE} at a time    {len(answers)} requests, {failed} answered wrongly; {len(reports)} of them studies, "
       f"{len(texts)} different reports; median {whole:.3f} s with waiting ({whole / single:.1f} times alone)")
 print(f"               the report, once its turn has come: median {turn:.3f} s ({turn / single:.2f} times alone)")
 print(f"               run divided by studies: {each:.3f} s ({each / single:.2f} times alone)")
-print(f"memory         {before:.0f} MB before, {after:.0f} MB after ({growth:+.1%})")
+shown = ", ".join(f"{size:.0f}" for size in sizes)
+print(f"memory         {shown} MB after each round ({growth:+.1%} since the second)")
 sys.exit(bool(failed or len(texts) > 1 or growth > .05 or max(turn, each) > 1.5 * single))

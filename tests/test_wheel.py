@@ -1,6 +1,7 @@
 "The wheel has all that the program needs, and runs where the repository is not."
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -60,3 +61,10 @@ def test_it_runs_outside_the_repository(unpacked):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["findings"]
     assert (unpacked.parent / "report.png").is_file()
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    line = next(o for o in (root / "settings.ini").read_text().splitlines() if o.startswith("requirements"))
+    bounds = dict(re.findall(r"([\w-]+)>=([\d.]+)", line))
+    oldest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (root / "tests" / "oldest.txt").read_text(), re.M))
+    assert bounds and bounds.items() <= oldest.items()
