@@ -81,6 +81,6 @@ print(f"{AT_ONCE} at a time    {len(answers)} requests, {failed} answered wrongl
       f"{len(texts)} different reports; median {whole:.3f} s with waiting ({whole / single:.1f} times alone)")
 print(f"               the report, once its turn has come: median {turn:.3f} s ({turn / single:.2f} times alone)")
 print(f"               run divided by studies: {each:.3f} s ({each / single:.2f} times alone)")
-shown = ", ".join(f"{size:.0f}" for size in sizes)
-print(f"memory         {shown} MB after each round ({growth:+.1%} since the second)")
+rounds = ", ".join(f"{size:.0f}" for size in sizes)
+print(f"memory         {rounds} MB before and after each round ({growth:+.1%} since the second)")
 sys.exit(bool(failed or len(texts) > 1 or growth > .05 or max(turn, each) > 1.5 * single))
