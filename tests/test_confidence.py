@@ -159,7 +159,7 @@ def run(*args): return CliRunner().invoke(app, ["report", *map(str, args)])
 
 
 def test_the_command_leaves_out_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(Captioner, "report", lambda self, *views, k=3: made_up())
+    monkeypatch.setattr(Captioner, "report", lambda self, *views, **how: made_up())
     out = "--out", tmp_path
     plain = run(*out).stdout
     assert plain.startswith("The heart is normal. (90%)\nStable.\nNo effusion. (40%)\n\n")
@@ -174,7 +174,7 @@ def test_the_command_leaves_out_and_says_so(tmp_path, monkeypatch):
 
 
 def test_a_model_without_confidence_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(Captioner, "report", lambda self, *views, k=3: replace(made_up(), confidence=None))
+    monkeypatch.setattr(Captioner, "report", lambda self, *views, **how: replace(made_up(), confidence=None))
     result = run("--out", tmp_path, "--min-confidence", .6)
     assert result.exit_code == 2 and "without a measure of confidence" in result.stderr
     assert run("--out", tmp_path).stdout.startswith("The heart is normal.\nStable.\n")
