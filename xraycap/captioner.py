@@ -188,9 +188,11 @@ class Captioner:
         given = dict(features=features[None], max_len=getattr(self.decoder, "max_len", 60))
         if temperature is None: best, = beam_search(self.decoder, **given, k=k)
         else: best, = sample(self.decoder, **given, temperature=temperature, seed=seed)
-        words, (logp,) = self.vocab.decode(best.tokens).split(), said_logp(self.decoder, features[None], [best.tokens])
-        outputs, = finding_outputs(self.head, self.head_findings, pooled.reshape(1, -1))
-        sure = report_confidence(words, logp, outputs, self.about.get("confidence"))
+        words, sure = self.vocab.decode(best.tokens).split(), None
+        if calibrated := self.about.get("confidence"):
+            logp, = said_logp(self.decoder, features[None], [best.tokens])
+            outputs, = finding_outputs(self.head, self.head_findings, pooled.reshape(1, -1))
+            sure = report_confidence(words, logp, outputs, calibrated)
         return Report(
             words, best.logp, best.attention, views, self.name,
             self.about["images"], time.perf_counter() - started, self.about["encoder"], self.about.get("radiographs"),

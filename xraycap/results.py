@@ -71,11 +71,12 @@ def evaluate(
     References are cleaned as the reports were that the model learnt from."""
     if predictions: predictions = reports_file(Path(predictions))
     studies, source = studies_of(images, split, part)
-    clean, reported = load_model(model)[2].get("clean", "chen"), studies[studies.findings != ""]
+    learnt, reported = load_model(model)[2], studies[studies.findings != ""]
+    clean = learnt.get("clean", "chen")
     described = studies if reported.empty else reported
     reports = describe(model, described, k)
     if predictions: write_reports(predictions, described, reports)
-    if reported.empty: card = _evaluate_labels(model, studies, reports)
+    if reported.empty: card = _evaluate_labels(learnt["encoder"], studies, reports)
     else: card = score_card(list(reported.findings.map(CLEANINGS[clean])), reports)
     about = {"k": k, "images": source, "split": studies.attrs["split"]} | ({"clean": clean} if clean != "chen" else {})
     return {**card, **about}
@@ -193,10 +194,9 @@ def _outputs(encoder, studies):
     x = torch.from_numpy(np.stack([pool_views(store[uid]) for uid in studies.uid])).float()
     with torch.inference_mode(): return pd.DataFrame(head(x).numpy(), columns=findings)
 
-def _evaluate_labels(model, studies, reports):
-    "The label card of a model, with `pa` and `ap` where the table says which is which."
-    reports, encoder = np.array(reports), load_model(model)[2]["encoder"]
-    can_name = mesh_findings(studies.attrs["labels"])
+def _evaluate_labels(encoder, studies, reports):
+    "The label card of reports and of an encoder, with `pa` and `ap` where the table says which is which."
+    reports, can_name = np.array(reports), mesh_findings(studies.attrs["labels"])
     wanted = _truth_values(studies.mesh.map(mesh_findings), [name for name in FINDINGS if name in can_name])
     outputs = _outputs(encoder, studies)
     def card(rows): return label_card(wanted[rows], list(reports[rows]), None if outputs is None else outputs[rows])
