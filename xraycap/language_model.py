@@ -9,7 +9,6 @@ __all__ = ['hugging_face', 'open_language_model', 'make_language_model', 'Langua
 # %% ../nbs/s_language_model.ipynb #e54de625
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -22,8 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .encoder import ImageEncoder
 from .fast import fused
 from .features import readable_features
-from .files import room_for
-from .models import check_model_folder
+from .models import check_model_folder, whole_model
 from .studies import load_studies
 from .text import EOS, PAD, SOS, UNK, Vocab
 from .weights import default_weights
@@ -267,7 +265,7 @@ def train_language_model(
     from fastai.torch_core import set_seed
 
     from xraycap import caption_dls, caption_learner  # with fastai, which only training needs
-    path = check_model_folder(out).resolve()
+    check_model_folder(out)
     set_seed(seed)
     model, tokenizer = open_language_model(lm)
     vocab = LanguageVocab(tokenizer)
@@ -278,19 +276,14 @@ def train_language_model(
     store, failed = readable_features(shown, fused(ImageEncoder(encoder)))
     dls = caption_dls(shown[~shown.uid.isin(failed.uid)], store, vocab, bs=bs, max_len=100)
     learn = caption_learner(dls, LanguageDecoder(model, vocab, r), lr=lr)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with room_for(path), TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as tmp:
-        learn.path, learn.model_dir = Path(tmp), "."
+    with whole_model(out) as new:
+        learn.path, learn.model_dir = new.parent, "."
         learn.fit_one_cycle(epochs, cbs=SaveModelCallback(fname="best"))
-        new = Path(tmp) / "new"
-        new.mkdir()
         learnt = {name: p.detach().cpu().contiguous() for name, p in learn.model.named_parameters() if p.requires_grad}
         save_file(learnt, new / "model.safetensors")
         lm = str(Path(lm).resolve() if Path(lm).exists() else lm)
         about = dict(decoder="language model", lm=lm, r=r, encoder=encoder, images=studies.attrs["images"], split=split)
         (new / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-        if path.exists(): path.rename(Path(tmp) / "old")
-        new.rename(path)
     return pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
 
 def load_language_decoder(
