@@ -712,6 +712,14 @@ def test_guarded_is_the_same(tmp_path):
     with pytest.raises(ValueError, match=f"{CHEST.shape[1]} x {CHEST.shape[0]}"): open_guarded(path, max_pixels=1000)
 
 
+def test_guarded_keeps_the_library_of_python(tmp_path, monkeypatch):
+    "A folder to import from may hold a file with the name of one of Python's own modules: it came after Python's."
+    (tmp_path / "re.py").write_text("raise SystemExit('not the real one')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    path = save(tmp_path / "x.png", Image.fromarray(DEEP))
+    assert open_guarded(path).tobytes() == open_radiograph(path).tobytes()
+
+
 def test_guarded_does_not_run_what_lies_in_the_folder(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("open('run', 'w')")
     monkeypatch.chdir(tmp_path)

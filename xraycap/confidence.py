@@ -8,7 +8,6 @@ __all__ = ['FACTS', 'said_logp', 'sentence_spans', 'sentence_evidence', 'is_righ
 
 # %% ../nbs/w_confidence.ipynb #184f20c0
 import numpy as np
-import pandas as pd
 import torch
 
 from .encoder import finding_head, pool_views
@@ -79,13 +78,14 @@ def judged_sentences(
     decoder,  # any decoder of this book
     vocab,  # its `Vocab`
     encoder: str,  # weights of its encoder
-    studies: pd.DataFrame,  # of `load_studies`, with codes, labels or reports
+    studies,  # a table of `load_studies`, with codes, labels or reports
     store,  # `FeatureStore`, or a dict: `store[uid]` is (98, 1024)
     known: set = frozenset(FINDINGS),  # the findings that the studies' labels can name
     k: int = 3,  # beam width
     bs: int = 64,  # studies at a time
-) -> pd.DataFrame:  # `uid`, `sentence`, `FACTS`, `right`; NaN where they are not defined
+):  # a table of `uid`, `sentence`, `FACTS`, `right`; NaN where they are not defined
     "Every sentence that a model says of some studies, and whether it is right."
+    from pandas import DataFrame  # here, so that a report need not wait for it
     head, findings = finding_head(encoder)
     rows, everybody = [], list(studies.itertuples())
     for part in [everybody[i:i + bs] for i in range(0, len(everybody), bs)]:
@@ -100,7 +100,7 @@ def judged_sentences(
             for text, facts in sentence_facts(words, logp, outputs):
                 rows.append((study.uid, text, *facts, is_right(text, wanted, known)))
     columns = ["uid", "sentence", *FACTS, "right"]
-    return pd.DataFrame(rows, columns=columns).astype({"evidence": float, "names": float, "right": float})
+    return DataFrame(rows, columns=columns).astype({"evidence": float, "names": float, "right": float})
 
 def finding_outputs(
     head,  # the encoder's last layer, of `finding_head`; None where it has none
@@ -114,7 +114,7 @@ def finding_outputs(
 
 # %% ../nbs/w_confidence.ipynb #fc719b7d
 def fit_confidence(
-    table: pd.DataFrame,  # of `judged_sentences`
+    table,  # of `judged_sentences`
 ) -> list | None:  # four numbers: one for each of `FACTS`, and the constant; None where nothing can be learnt
     "Logistic regression from what is known about a sentence to whether it is right."
     from sklearn.linear_model import LogisticRegression  # here, so that a report need not wait for scikit-learn

@@ -14,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -23,7 +22,6 @@ from tqdm.auto import tqdm
 from .attention import AttentionDecoder
 from .encoder import ImageEncoder, chosen_device, halved, pool_views
 from .fast import beam_search, fused
-from .features import store_features
 from .files import assets, half_of
 from .lstm import LSTMDecoder
 from .text import Vocab
@@ -137,10 +135,11 @@ def generate(
 # %% ../nbs/17_models.ipynb #8430d2a7
 def describe(
     model: str | Path,  # a model's folder or name
-    studies: pd.DataFrame,  # of `load_studies`
+    studies,  # a table of `load_studies`
     k: int = 3,  # beam width
 ) -> list:  # of str, one report for each study
     "What a saved model says about some studies. Raises like `load_model`."
+    from xraycap.features import store_features  # here, so that a single report need not wait for pandas and SciPy
     decoder, vocab, config = load_model(model)
     store = store_features(studies, fused(ImageEncoder(config["encoder"]).to(chosen_device())))
     return generate(decoder.to(chosen_device()), vocab, store, list(studies.uid), k=k)

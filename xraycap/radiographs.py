@@ -183,8 +183,8 @@ def open_guarded(
 ) -> Image.Image:  # as there
     "What `open_radiograph` returns and raises, but opened in a process of its own, with limits. For strangers' files."
     with _file(path) as file: data = file.read()
-    ask = [sys.executable, "-P", "-c", "from xraycap.radiographs import _answer; _answer()"]
-    env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    code = f"import sys; sys.path[:] = {[*filter(None, sys.path)]}; from xraycap.radiographs import _answer; _answer()"
+    ask, env = [sys.executable, "-P", "-c", code], os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run([*ask, *map(str, (path, max_pixels, memory, seconds))], input=data, env=env,
                               capture_output=True, timeout=6 * seconds)
