@@ -64,7 +64,7 @@ def few_studies(monkeypatch):
     def noise(studies, encoder):
         return {u: np.random.default_rng(abs(u)).normal(size=(98, 1024)).astype("float16") for u in studies.uid}
     for module in ("studies", "training"): monkeypatch.setattr(f"xraycap.{module}.load_studies", few)
-    monkeypatch.setattr("xraycap.models.store_features", noise)
+    monkeypatch.setattr("xraycap.features.store_features", noise)
     monkeypatch.setattr("xraycap.training.readable_features",
                         lambda *args, strict: (noise(*args), pd.DataFrame({"uid": []})))
     return few()

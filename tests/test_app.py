@@ -37,13 +37,13 @@ from xraycap.radiographs import open_radiograph, square
 
 class Stub:
     "A captioner that says how bright the views are, when it is let."
-    name, about = "stub", dict(encoder="none", images="phantom", split="none")
+    decoder, name, about = None, "stub", dict(encoder="none", images="phantom", split="none")
 
     def __init__(self, wait=False, attention=True):
         self.go, self.attention, self.busy, self.most = Event(), attention, 0, 0
         if not wait: self.go.set()
 
-    def report(self, frontal, lateral=None, k=3):
+    def report(self, frontal, lateral=None, k=3, indication=""):
         self.busy += 1
         self.most = max(self.most, self.busy)
         self.go.wait(20)

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .encoder import chosen_device, pool_views
 from .phantom import study_views
-from .text import PAD, clean_chen
+from .text import PAD, SOS, clean_chen
 
 # %% ../nbs/09_batches.ipynb #834c1b97
 def pad(
@@ -78,7 +78,9 @@ class CaptionDataset:
         max_len: int = 60,  # words kept of a report
     ):
         self.uids, self.store, self.vocab, self.pooled = studies.uid.tolist(), store, vocab, pooled
-        self.tokens = [vocab.encode(clean(text), max_len) for text in studies.findings]
+        starts = studies.get("start", [SOS] * len(studies))  # of another paragraph, another start token
+        texts = zip(starts, studies.findings.map(clean))
+        self.tokens = [[start, *vocab.encode(text, max_len)[1:]] for start, text in texts]
 
     def __len__(self):
         return len(self.uids)

@@ -22,6 +22,7 @@ from .decoding import sample
 from .encoder import ImageEncoder, chosen_device, finding_head, overlay, pool_views
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
+from .indication import IMPRESSION, ReadingDecoder, indication_rows, indication_words
 from .inputs import input_rule, input_warnings, signature
 from .models import find_model, load_model, save_model
 from .radiographs import check_shown, check_size, grey, open_radiograph, square
@@ -50,6 +51,8 @@ class Report:
     confidence: list | None = None  # for each sentence how likely it is right, or None; None where nobody measured it
     left_out: int = 0  # sentences that the model said as well, and `surer_than` left out
     sampled: dict | None = None  # how the words were drawn: `temperature` and `seed`; None: they were searched
+    indication: str = ""  # what was asked, and read
+    conclusion: list | None = None  # of str, words of the impression; None: a model without that paragraph
 
     @property
     def sentences(self) -> list:  # of str
@@ -62,6 +65,11 @@ class Report:
         return " ".join(self.sentences)
 
     @property
+    def impression(self) -> str | None:  # one paragraph; None where the model has none
+        "The conclusion."
+        return None if self.conclusion is None else " ".join(sentences(" ".join(self.conclusion)))
+
+    @property
     def notice(self) -> str:  # to be shown with the findings, always
         "What this text must not be used for."
         return notice(self.images, self.encoder, self.radiographs)
@@ -70,7 +78,8 @@ class Report:
         self,
         least: float,  # from 0 to 1
     ):  # a `Report`
-        "Without the sentences that are less sure, or of which nobody knows. Raises `ValueError` without confidence."
+        """Without the sentences that are less sure, or of which nobody knows, such as the impression.
+        Raises `ValueError` without confidence."""
         if self.confidence is None:
             raise ValueError(f"The model '{self.model}' was saved without a measure of confidence, so no sentence can "
                              "be left out by it: train it again, or take one of the package's.")
@@ -79,14 +88,17 @@ class Report:
         rows = [row for i in kept for row in range(len(self.words))[spans[i]]]
         return replace(
             self, words=[self.words[row] for row in rows], confidence=[self.confidence[i] for i in kept],
-            attention=None if self.attention is None else self.attention[rows], left_out=len(spans) - len(kept))
+            attention=None if self.attention is None else self.attention[rows], left_out=len(spans) - len(kept),
+            conclusion=None)
 
     def as_dict(self) -> dict:  # for JSON
         "What `xraycap report --json` prints."
         return dict(
-            findings=self.findings, sentences=self.sentences, log_probability=round(self.logp, 4), model=self.model,
+            findings=self.findings, impression=self.impression, sentences=self.sentences,
+            log_probability=round(self.logp, 4), model=self.model,
             images=self.images, seconds=round(self.seconds, 2), notice=self.notice, warnings=self.warnings,
-            confidence=self.confidence, left_out=self.left_out, **({"sampled": self.sampled} if self.sampled else {}))
+            confidence=self.confidence, left_out=self.left_out,
+            **{name: value for name in ("sampled", "indication") if (value := getattr(self, name))})
 
 # %% ../nbs/21_captioner.ipynb #f71c05a9
 def notice(
@@ -169,34 +181,52 @@ class Captioner:
         spatial = spatial.flatten(0, 1).cpu().numpy()  # (v 49) 1024
         return views, pool_views(spatial) if self.decoder.pooled else spatial
 
+    def _asked(self, indication, warnings):
+        "The rows of an indication; what cannot be read of it is added to the warnings."
+        unknown = [word for word in indication_words(indication) if word not in self.vocab.stoi]
+        if unknown: warnings.append(f"The model does not know these words of the indication: {', '.join(unknown)}.")
+        return indication_rows(indication, self.vocab, self.decoder.embedding.weight)
+
     def report(
         self,
         frontal,  # path, PIL image or uint8 array (H, W)
         lateral=None,  # the same; None: the frontal image is used twice
         k: int = 3,  # beam width
+        indication: str = "",  # why the patient comes, for a model that reads it
+        impression: bool = True,  # also conclude, if the model can
         temperature: float | None = None,  # draw the words at this temperature; None: search the likeliest
         seed: int = 0,  # of the draws
     ) -> Report:  # words, attention and notice
-        "Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used."
-        started = time.perf_counter()
+        """Describe a study. Raises `FileNotFoundError` or `ValueError` for an image that cannot be used, and for an
+        indication that the model cannot read."""
+        started, reads = time.perf_counter(), isinstance(self.decoder, ReadingDecoder)
+        if indication and not reads:
+            raise ValueError(f"The model '{self.name}' cannot read an indication: take one that was trained to, such "
+                             "as the package's 'reader'.")
         frontal, lateral = (open_radiograph(x) if isinstance(x, (str, Path)) else x for x in (frontal, lateral))
         views, features = self.encode(frontal, lateral)
         pooled = (features if self.decoder.pooled else pool_views(features)).reshape(2, -1)
         front, side = signature(pooled, np.stack(views))
         warnings = [w for x in (frontal, lateral) for w in getattr(x, "info", {}).get("warnings", [])]  # on opening
         warnings += input_warnings(front, None if lateral is None else side, self.rule)
+        if reads: features = np.concatenate([features, self._asked(indication, warnings)])
         given = dict(features=features[None], max_len=getattr(self.decoder, "max_len", 60))
         if temperature is None: best, = beam_search(self.decoder, **given, k=k)
         else: best, = sample(self.decoder, **given, temperature=temperature, seed=seed)
-        words, sure = self.vocab.decode(best.tokens).split(), None
+        words, sure, conclusion, looked = self.vocab.decode(best.tokens).split(), None, None, best.attention
+        if reads: looked = looked[:, :98] / looked[:, :98].sum(1, keepdims=True)  # and not where it read
+        if impression and IMPRESSION in self.vocab.stoi:
+            concluded, = beam_search(self.decoder, **given, k=k, first=self.vocab.stoi[IMPRESSION])
+            conclusion = self.vocab.decode(concluded.tokens).split()
         if calibrated := self.about.get("confidence"):
             logp, = said_logp(self.decoder, features[None], [best.tokens])
             outputs, = finding_outputs(self.head, self.head_findings, pooled.reshape(1, -1))
             sure = report_confidence(words, logp, outputs, calibrated)
         return Report(
-            words, best.logp, best.attention, views, self.name,
+            words, best.logp, looked, views, self.name,
             self.about["images"], time.perf_counter() - started, self.about["encoder"], self.about.get("radiographs"),
-            warnings, sure, sampled=None if temperature is None else dict(temperature=temperature, seed=seed))
+            warnings, sure, sampled=None if temperature is None else dict(temperature=temperature, seed=seed),
+            indication=indication, conclusion=conclusion)
 
 # %% ../nbs/21_captioner.ipynb #ee8d2743
 def sentence_maps(

@@ -90,7 +90,7 @@ def judged_sentences(
     rows, everybody = [], list(studies.itertuples())
     for part in [everybody[i:i + bs] for i in range(0, len(everybody), bs)]:
         spatial = np.stack([store[study.uid] for study in part])
-        pooled = np.stack([pool_views(of) for of in spatial])
+        pooled = np.stack([pool_views(of[:98]) for of in spatial])  # without the words of an indication
         features = pooled if decoder.pooled else spatial
         tokens = [best.tokens for best in beam_search(decoder, features, k=k)]
         seen = finding_outputs(head, findings, pooled)

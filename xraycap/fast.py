@@ -125,7 +125,10 @@ def fast_decoder(
     decoder: nn.Module,  # any decoder of this book; it stays as it is
 ) -> nn.Module:  # its fast twin, which shares the weights; or itself where there is none
     "The same decoder with the same methods, as fast as we have it."
-    return FastAttentionDecoder(decoder) if type(decoder) is AttentionDecoder else decoder
+    if getattr(type(decoder), "step", None) is not AttentionDecoder.step: return decoder
+    if type(decoder) is AttentionDecoder: return FastAttentionDecoder(decoder)
+    class Fast(FastAttentionDecoder, type(decoder)): "A kind of its own that starts in its own way."
+    return Fast(decoder)
 
 # %% ../nbs/14_fast.ipynb #f00d0123
 def _take(
@@ -213,6 +216,7 @@ def beam_search(
     features,  # (B, 98, 1024), or (B, 2048) for a decoder with `pooled`
     k: int = 3,  # hypotheses kept for each study, finished ones included
     max_len: int = 60,  # most words of a report
+    first: int = SOS,  # the word before the first: the start token
 ) -> list:  # for each study the finished `Hypothesis` of the highest score
     "What `xraycap.search.beam_search` finds, for all studies at once. Raises `ValueError` for k below 1."
     if k < 1: raise ValueError(f"The beam width k is {k}, but it must be 1 or more.")
@@ -220,7 +224,7 @@ def beam_search(
     with searching(decoder, max_len):
         features = for_model(features, decoder)
         (memory, state), B = decoder.start(features), len(features)
-        tokens = torch.full((B,), SOS, device=features.device)
+        tokens = torch.full((B,), first, device=features.device)
         best, total = np.full(B, -np.inf), np.zeros(B)  # score and log-probability of each study's best finished one,
         end, place = np.zeros(B, int), np.zeros(B, int)  # and the step and the place in the beam where it ended
         study = row = np.arange(B)  # the studies that the rows belong to, and the row of each study

@@ -23,12 +23,14 @@ from .attention import AttentionDecoder
 from .encoder import ImageEncoder, chosen_device, halved, pool_views
 from .fast import beam_search, fused
 from .files import assets, half_of
+from .indication import IMPRESSION, ReadingDecoder, WithIndications
 from .lstm import LSTMDecoder
-from .text import Vocab
+from .text import SOS, Vocab
 from .transformer import TransformerDecoder
 
 # %% ../nbs/17_models.ipynb #97c3c1c6
-decoder_names = {"lstm": LSTMDecoder, "attention": AttentionDecoder, "transformer": TransformerDecoder}
+decoder_names = {"lstm": LSTMDecoder, "attention": AttentionDecoder, "transformer": TransformerDecoder,
+                 "reader": ReadingDecoder}
 model_files = {"config.json", "vocab.json", "model.safetensors", "score.json"}  # the last one only where it was scored
 
 # %% ../nbs/17_models.ipynb #da49c29d
@@ -50,7 +52,7 @@ def check_model_folder(
 # %% ../nbs/17_models.ipynb #fe5c48d4
 def _write(folder, decoder, vocab, about):
     "The three files of a model, into an empty folder."
-    name = next(name for name, kind in decoder_names.items() if isinstance(decoder, kind))
+    *_, name = [name for name, kind in decoder_names.items() if isinstance(decoder, kind)]  # a reader attends, too
     config = {"decoder": name, "args": decoder.config, **about}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     vocab.save(folder / "vocab.json")
@@ -123,12 +125,13 @@ def generate(
     uids: list,  # int, which studies
     k: int = 3,  # beam width
     bs: int = 64,  # studies at a time
+    first: int = SOS,  # the start token of the paragraph
 ) -> list:  # of str, one report for each study
     "Describe each study with beam search, in 60 words at most, or in as many as the decoder's `max_len` says."
     texts, max_len = [], getattr(decoder, "max_len", 60)
     for i in tqdm(range(0, len(uids), bs), desc="describing", leave=False):
         batch = [pool_views(store[uid]) if decoder.pooled else store[uid] for uid in uids[i:i + bs]]
-        found = beam_search(decoder, np.stack(batch), k=k, max_len=max_len)  # of (bs, 2048) or (bs, 98, 1024)
+        found = beam_search(decoder, np.stack(batch), k=k, max_len=max_len, first=first)  # (bs, 2048) or (bs, 98, 1024)
         texts += [vocab.decode(hypothesis.tokens) for hypothesis in found]
     return texts
 
@@ -137,9 +140,13 @@ def describe(
     model: str | Path,  # a model's folder or name
     studies,  # a table of `load_studies`
     k: int = 3,  # beam width
+    impression: bool = False,  # of a model with that paragraph: its impressions, not its findings
 ) -> list:  # of str, one report for each study
     "What a saved model says about some studies. Raises like `load_model`."
     from xraycap.features import store_features  # here, so that a single report need not wait for pandas and SciPy
     decoder, vocab, config = load_model(model)
     store = store_features(studies, fused(ImageEncoder(config["encoder"]).to(chosen_device())))
-    return generate(decoder.to(chosen_device()), vocab, store, list(studies.uid), k=k)
+    if isinstance(decoder, ReadingDecoder):
+        store = WithIndications(store, studies, vocab, decoder.embedding.weight)
+    first = vocab.stoi[IMPRESSION] if impression else SOS
+    return generate(decoder.to(chosen_device()), vocab, store, list(studies.uid), k=k, first=first)

@@ -68,7 +68,8 @@ def evaluate(
 ) -> dict:  # the card with k, images ('phantom', 'openi' or the table's name), split, and `clean` if it is not 'chen'
     """Score a model on one part of a split: `score_card`, or for labels without reports `label_card`, also by view.
 
-    References are cleaned as the reports were that the model learnt from."""
+    References are cleaned as the reports were that the model learnt from. The impressions of a model that writes them
+    have a card of their own, `impression`."""
     if predictions: predictions = reports_file(Path(predictions))
     studies, source = studies_of(images, split, part)
     learnt, reported = load_model(model)[2], studies[studies.findings != ""]
@@ -78,6 +79,10 @@ def evaluate(
     if predictions: write_reports(predictions, described, reports)
     if reported.empty: card = _evaluate_labels(learnt["encoder"], studies, reports)
     else: card = score_card(list(reported.findings.map(CLEANINGS[clean])), reports)
+    concluded = reported[reported.impression != ""]
+    if learnt.get("decoder") == "reader" and len(concluded):
+        impressions = describe(model, concluded, k, impression=True)
+        card["impression"] = score_card(list(concluded.impression.map(CLEANINGS[clean])), impressions)
     about = {"k": k, "images": source, "split": studies.attrs["split"]} | ({"clean": clean} if clean != "chen" else {})
     return {**card, **about}
 

@@ -21,7 +21,7 @@ class Node(NamedTuple):
     place: int  # 0 is the likeliest of the step
     parent: object  # Node
     logp: float  # of all words so far
-    words: list  # SOS and the words so far
+    words: list  # the start token and the words so far
     attention: list  # where each of them looked, (98,) tensors or None
 
     @property
@@ -34,10 +34,11 @@ def beam_tree(
     features,  # of one study, (98, 1024), or (2048,) for a decoder with `pooled`
     k: int = 3,  # beam width
     max_len: int = 60,  # most words of a report
+    first: int = SOS,  # the word before the first: another paragraph may have a start token of its own
 ) -> tuple:  # two lists of `Node`: the k finished ones, and all that were kept on the way
     "Beam search of one study, with its whole tree. Raises `ValueError` for k below 1."
     if k < 1: raise ValueError(f"The beam width k is {k}, but it must be 1 or more.")
-    live, done, tree = [Node(0, 0, None, 0.0, [SOS], [])], [], []
+    live, done, tree = [Node(0, 0, None, 0.0, [first], [])], [], []
     with searching(model, max_len):
         features = for_model(features, model)[None]
         memory, state = model.start(features)
@@ -64,7 +65,8 @@ def beam_search(
     features,  # (B, 98, 1024), or (B, 2048) for a decoder with `pooled`
     k: int = 3,  # hypotheses kept for each study, finished ones included
     max_len: int = 60,  # most words of a report
+    first: int = SOS,  # as there
 ) -> list:  # for each study the finished `Hypothesis` of the highest score
     "Keep the k likeliest beginnings, and return the best report that comes of them. Raises `ValueError` for k below 1."
-    best = [max(beam_tree(model, study, k, max_len)[0], key=lambda node: node.score) for study in features]
+    best = [max(beam_tree(model, study, k, max_len, first)[0], key=lambda node: node.score) for study in features]
     return [hypothesis(node.words[1:], node.logp, node.attention) for node in best]

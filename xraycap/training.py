@@ -29,6 +29,7 @@ from .fast import fast_decoder, fused
 from .features import readable_features
 from .files import room_for
 from .findings import label_findings
+from .indication import IMPRESSION, WithIndications, indication_words
 from .learner import caption_learner
 from .lstm import standardised
 from .mesh import FINDINGS, mesh_findings
@@ -36,7 +37,7 @@ from .models import check_model_folder, decoder_names, save_model
 from .predictions import CLEANINGS
 from .studies import load_studies
 from .targets import composed_reports, consensus_reports
-from .text import Vocab
+from .text import SOS, Vocab
 from .weights import WEIGHTS, default_weights
 
 # %% ../nbs/19_training.ipynb #b9bfdc86
@@ -45,7 +46,7 @@ TARGETS = "composed", "consensus", "own"  # what a training can teach
 @dataclass
 class Recipe:
     "What a training is made of. The defaults are those of the attention model that comes with the package."
-    decoder: str = "attention"  # 'attention', 'lstm' or 'transformer'
+    decoder: str = "attention"  # 'attention', 'lstm', 'transformer' or 'reader'
     images: str | Path = "phantom"  # as `load_studies` takes them
     split: str = "chen"  # 'chen', 'case-study' or 'by-text'
     encoder: str | Path | None = None  # weights of the encoder; None: `default_weights`
@@ -107,7 +108,9 @@ def _in_bodies(recipe, train):
     "The training studies in simulated bodies: some with their own codes, then some with crossed ones."
     n = recipe.bodies + (recipe.crossed if _from_codes(recipe, train) else 0)
     codes = [train.mesh if i < recipe.bodies else cross_codes(list(train.mesh), i) for i in range(n)]
-    return pd.concat([train.assign(uid=train.uid + 10_000 * i, mesh=mesh) for i, mesh in enumerate(codes)])
+    bodies = [train.assign(uid=train.uid + 10_000 * i, mesh=mesh) for i, mesh in enumerate(codes)]
+    nobody = [body.assign(indication="", impression="") for body in bodies[recipe.bodies:]]  # has such codes
+    return pd.concat(bodies[:recipe.bodies] + nobody)
 
 def _radiographs(recipe):
     "The labelled radiographs for training and validation, with numbers below 0, which no other study has."
@@ -263,8 +266,8 @@ class PointAtFindings(Callback):
     def after_loss(self):
         if not self.training: return
         features, named = self.xb[0], self.named(self.y.tolist()).to(self.y.device)  # b 98 1024, b t n
-        goal = pointing_goal(finding_maps(features, self.head), named)  # b t 98
-        loss = -(goal * self.pointed.clamp_min(1e-9).log()).sum(-1)  # b t; 0 where nothing is named
+        goal = pointing_goal(finding_maps(features[:, :98], self.head), named)  # b t 98
+        loss = -(goal * self.pointed[..., :98].clamp_min(1e-9).log()).sum(-1)  # b t; 0 where nothing is named
         self.learn.loss_grad = self.loss_grad + self.weight * loss.sum() / named.any(-1).sum().clamp_min(1)
 
     def named(
@@ -310,6 +313,20 @@ def _fit(recipe, model, vocab, lessons, store, callbacks):
         learn.fit_one_cycle(epochs, cbs=callbacks)
     return pd.DataFrame(learn.recorder.values, columns=learn.recorder.metric_names[1:-1])
 
+# %% ../nbs/19_training.ipynb #y1reader1
+def _asked_and_concluded(recipe, train):
+    "The cleaned indications and impressions of the training studies, each impression after its start token."
+    asked = [" ".join(indication_words(text)) for text in train.indication]
+    if not any(asked):
+        raise ValueError(f"No training study of {recipe.images} has an indication to read: add a column named "
+                         "indication, or take another decoder.")
+    return asked + [f"{IMPRESSION} {CLEANINGS[recipe.clean](text)}" for text in train.impression if text]
+
+def _conclusions(shown, vocab):
+    "The studies with their impressions to learn, which have a start token of their own."
+    told = shown[shown.impression != ""]
+    return told.assign(findings=told.impression, start=vocab.stoi.get(IMPRESSION, SOS))
+
 # %% ../nbs/19_training.ipynb #40ceca6f
 def _without(uids, train, shown):
     "The training studies and all that are shown, without some that cannot be read."
@@ -348,7 +365,8 @@ def train_captioner(
     train, shown = _choose_studies(recipe)
     teachers = _teachers(recipe, train, shown)
     texts = list(teachers.findings.map(CLEANINGS[recipe.clean]))
-    vocab = _vocabulary(recipe, texts)
+    more = _asked_and_concluded(recipe, teachers) if recipe.decoder == "reader" else []
+    vocab = _vocabulary(recipe, texts + more)
 
     encoder = default_weights(shown.attrs["images"]) if recipe.encoder is None else str(recipe.encoder)
     store, failed = readable_features(shown, fused(ImageEncoder(encoder).to(chosen_device())), strict=recipe.strict)
@@ -358,8 +376,11 @@ def train_captioner(
     set_seed(recipe.seed)
     lessons = _lessons(recipe, teachers, texts, shown)
 
-    model = _new_decoder(recipe, vocab, texts)
+    model = _new_decoder(recipe, vocab, texts + more)
     callbacks = _callbacks(recipe, encoder, store, train, model, vocab)
+    if recipe.decoder == "reader":
+        store = WithIndications(store, shown, vocab, model.embedding.weight)
+        lessons = pd.concat([lessons.assign(start=SOS), _conclusions(shown, vocab)])
     losses = _fit(recipe, model, vocab, lessons, store, callbacks)
 
     targets = recipe.targets if _from_codes(recipe, teachers) else "own"

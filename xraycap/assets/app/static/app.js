@@ -85,6 +85,7 @@ async function describe(source, button) {
     const [chosen, example] = typeof source === "function" ? await source(mine.signal) : [source, null];
     const form = new FormData();
     chosen.forEach((file, i) => form.append(NAMES[i].toLowerCase(), file));
+    if (!example && $("indication")?.value.trim()) form.append("indication", $("indication").value);
     const answer = await fetch("api/report", { method: "POST", body: form, signal: mine.signal });
     const report = await answer.json().catch(() => ({ error: `The server answered ${answer.status} ${answer.statusText}.` }));
     if (answer.ok) show(report, chosen, example);
@@ -170,6 +171,8 @@ function show(report, chosen, example) {
   }));
   if (!report.sentences.length) $("sentences").replaceChildren(make("li", {}, make("p", { textContent: "The model found no words." })));
   light(null);
+  $("concluded").hidden = report.impression === null;
+  $("impression").textContent = report.impression || "(none)";
 
   $("result-notice").textContent = report.notice;
   $("about").textContent = `Model “${report.model}”, ${report.seconds.toFixed(1)} s.`;
@@ -179,7 +182,7 @@ function show(report, chosen, example) {
     $("radiologist").querySelector("span").textContent = example.mesh.join("; ");
   }
   const { views, ...rest } = report, images = example ? ["Images: simulated"] : [];
-  const text = [report.notice, ...report.warnings, "", ...report.sentences, "", `Model: ${report.model}`, `Files: ${chosen.map(f => f.name).join(", ")}`, ...images, ""].join("\n");
+  const text = [report.notice, ...report.warnings, "", ...report.sentences, "", ...(report.impression === null ? [] : [`Impression: ${report.impression}`, ""]), `Model: ${report.model}`, `Files: ${chosen.map(f => f.name).join(", ")}`, ...images, ""].join("\n");
   save("as-text", text, "text/plain");
   save("as-json", JSON.stringify({ ...rest, files: chosen.map(f => f.name) }, null, 1) + "\n", "application/json");
 
