@@ -159,10 +159,13 @@ class RadEval:
 def test_clinical_metrics_that_are_there_and_those_that_are_not(files, monkeypatch):
     refs, hyps = files(r_txt="no effusion .\nclear .\n", h_txt="no effusion .\nsmall effusion .\n")
     monkeypatch.setitem(sys.modules, "radeval", SimpleNamespace(RadEval=RadEval))
+    monkeypatch.setitem(sys.modules, "RadEval", None)
     result = score(refs, hyps, "--clinical", "--json")
     assert json.loads(result.stdout)["clinical"] == {"radgraph_partial": .5}
-    reason = "OSError: We couldn't connect to the hub, so there are no weights."
-    assert result.stderr == f"xraycap: Not to be had here: CheXbert F1, RaTEScore, GREEN (the first: {reason}).\n"
+    missing = [f"{name} (OSError: We couldn't connect to the hub, so there are no weights.)"
+               for name in ("CheXbert F1", "RaTEScore", "GREEN")]
+    assert result.stderr == f"xraycap: Not to be had here: {', '.join(missing)}.\n"
+    assert sys.modules["RadEval"].RadEval is RadEval  # the name by which its RadGraph asks for it
     assert "radgraph_partial" in score(refs, hyps, "--clinical").stdout
     assert "clinical" not in json.loads(score(refs, hyps, "--json").stdout)
 

@@ -83,9 +83,14 @@ def page(lab, browser):
 
 
 def pixels(picture):
-    "What the browser has on its screen."
+    "The picture itself, and not a screenshot, which also depends on where on the page it has come to stand."
     picture.page.wait_for_function("img => img.complete && img.naturalWidth > 0", arg=picture.element_handle())
-    return picture.screenshot()
+    return picture.evaluate("""img => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
+        canvas.getContext("2d").drawImage(img, 0, 0);
+        return canvas.toDataURL();
+    }""")
 
 
 def changed(picture, before):

@@ -9,6 +9,7 @@ __all__ = ['CLEANINGS', 'CLINICAL', 'study_key', 'read_lines', 'read_reports', '
 # %% ../nbs/p_predictions.ipynb #56fdb2d3
 import json
 import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -185,9 +186,9 @@ def clinical_scores(
     except ImportError as e:
         raise ValueError(f"Clinical metrics need the package {e.name}: pip install 'xraycap[clinical]', then "
                          "pip install --no-deps radeval.") from None
-    found, missing = {}, {}
+    sys.modules["RadEval"] = sys.modules["radeval"]  # its RadGraph imports it by an older name
+    found, missing = {}, []
     for name, title in CLINICAL.items():
         try: found |= RadEval(metrics=[name], show_progress=False)(refs=references, hyps=hypotheses)
-        except Exception as e: missing[title] = f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"
-    if not missing: return found, ""
-    return found, f"Not to be had here: {', '.join(missing)} (the first: {next(iter(missing.values()))})."
+        except Exception as e: missing.append(f"{title} ({type(e).__name__}: {' '.join(str(e).split())[:120]})")
+    return found, f"Not to be had here: {', '.join(missing)}." if missing else ""
