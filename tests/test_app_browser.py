@@ -100,6 +100,27 @@ def test_one_picture(page):
     assert describe(page, EXAMPLE[0]).count() > 0 and page.locator("#views img").count() == 1
 
 
+def test_what_is_asked_is_read_and_concluded(page, browser):
+    assert page.locator("#indication").count() == 0  # the attention model reads nothing
+    describe(page, *EXAMPLE)
+    assert page.is_hidden("#concluded")
+    server = make_server(create_app(Captioner.load("reader")), port=0)
+    Thread(target=server.run, daemon=True).start()
+    asked = browser.new_page()
+    asked.set_default_timeout(90_000)
+    try:
+        asked.goto(f"http://127.0.0.1:{server.effective_port}")
+        asked.get_by_label("Why does the patient come?").fill("chest pain")
+        sentences = describe(asked, *EXAMPLE).all_inner_texts()
+        want = Captioner.load("reader").report(*EXAMPLE, indication="chest pain")
+        assert (sentences, asked.inner_text("#impression")) == (want.sentences, want.impression)
+        with asked.expect_download() as download: asked.click("#as-json")
+        assert json.load(open(download.value.path(), encoding="utf-8"))["indication"] == "chest pain"
+    finally:
+        asked.close()
+        server.close()
+
+
 def test_an_example(page):
     page.click("#gallery button >> nth=0")
     page.wait_for_selector("#result:not([hidden])")
