@@ -1,7 +1,7 @@
 """python tools/compare_indications.py FOLDER [RADIOGRAPHS]: nbs/indications.csv, what reading the indication wins.
 
-Trains two readers on each study's own report, one of which sees no image, and keeps them in FOLDER; the package's reader
-is the third. Each describes the test part with the study's indication, with none, and with another patient's. With
+Trains two readers on each study's own report, one of which sees no image, and keeps them in FOLDER; the third is the
+package's. Each describes the test part with the study's indication, with none, and with another patient's. With
 RADIOGRAPHS, a table of labelled ones of which nobody knows what was asked, the package's reader also describes those,
 with no indication and with that of some Indiana patient. A model that stands in FOLDER is not made again."""
 import sys
