@@ -140,7 +140,7 @@ class Captioner:
 
     def __init__(
         self,
-        decoder: torch.nn.Module,  # `AttentionDecoder`, `LSTMDecoder` or `TransformerDecoder`
+        decoder: torch.nn.Module,  # one of `decoder_names`
         vocab,  # `Vocab`
         about: dict,  # `encoder` (weights' name), `images` (what it learnt from), what else is to be kept
         name: str = "unnamed",  # for the reports

@@ -84,7 +84,7 @@ def _ray(**options):
         yield ray
         return
     alone = {} if address else dict(include_dashboard=False, object_store_memory=1 << 29)
-    for tries in range(0 if address else 2, -1, -1):  # on a busy machine Ray gives itself too little time to start
+    for tries in range(0 if address else 4, -1, -1):  # on a busy machine Ray gives itself too little time to start
         try:
             with _mute(): ray.init(address or "local", logging_level="ERROR", log_to_driver=False, **alone, **options)
             break
