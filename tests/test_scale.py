@@ -221,7 +221,8 @@ def test_killed(ray, own, chest_net, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     ready = lambda: list((tmp_path / "cut").glob("*.shards/*.json"))
     while process.poll() is None and len(ready()) < 2: time.sleep(.02)
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    assert process.poll() is None, process.communicate()[1][-1000:]
+    family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = {p.name: p.stat().st_mtime_ns for p in ready()}
