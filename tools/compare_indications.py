@@ -59,7 +59,7 @@ def simulated(name, model, asked):
 
 def real(name, model, table, indications):
     "Rows of one model on labelled radiographs: without an indication, and with that of somebody else."
-    studies, source = studies_of(table, "chen", "test")
+    studies, _ = studies_of(table, "chen", "test")
     can_name = mesh_findings(studies.attrs["labels"])
     wanted = [mesh_findings(o) & can_name for o in studies.mesh]
     asked = dict(none="", other=np.resize(indications, len(studies)))
@@ -67,7 +67,7 @@ def real(name, model, table, indications):
             for how, words in asked.items()}
     for how in said:
         f1 = 2 * sum(len(w & s) for w, s in zip(wanted, said[how])) / sum(map(len, [*wanted, *said[how]]))
-        yield dict(model=name, images=source, asked=how, finding_f1_micro=f1, **dict(zip(
+        yield dict(model=name, images=Path(table).stem, asked=how, finding_f1_micro=f1, **dict(zip(
             ("f1_gain", "f1_gain_low", "f1_gain_high"), f1_gain(wanted, said[how], said["none"]))))
 
 
