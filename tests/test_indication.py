@@ -15,7 +15,8 @@ from xraycap.batches import caption_dls
 from xraycap.captioner import Captioner, example_study
 from xraycap.cli import app
 from xraycap.fast import beam_search, fast_decoder, greedy_search
-from xraycap.indication import IMPRESSION, ROWS, ReadingDecoder, WithIndications, indication_rows, indication_words
+from xraycap.indication import IMPRESSION, ROWS, ReadingDecoder, WithIndications, concludes, indication_rows
+from xraycap.indication import indication_words
 from xraycap.models import decoder_names, load_model, save_model
 from xraycap.results import evaluate
 from xraycap.search import beam_search as beam_alone
@@ -221,3 +222,17 @@ def test_greedy_and_beam_of_one_agree(reader):
     x = asked(reader, "cough", "fever", "")
     for one, other in zip(greedy_search(reader, x), beam_search(reader, x, k=1)):
         assert one.tokens == other.tokens and EOS not in one.tokens
+
+
+def test_a_table_with_too_few_impressions_teaches_none(tmp_path, few_studies, monkeypatch):
+    "The start token is a word like others, and what occurs twice is not learnt; then it is a reader of findings only."
+    some = few_studies.assign(impression=[text if i < 2 else "" for i, text in enumerate(few_studies.impression)])
+    some.attrs = few_studies.attrs
+    for module in ("training", "studies"): monkeypatch.setattr(f"xraycap.{module}.load_studies", lambda *args: some)
+    train_captioner(tmp_path / "model", decoder="reader", epochs=1, bodies=1, crossed=0, hidden=64)
+    decoder, vocab, _ = load_model(tmp_path / "model")
+    assert IMPRESSION not in vocab.stoi and not concludes(decoder, vocab)
+    assert "impression" not in evaluate(tmp_path / "model", k=1)
+    example = example_study()
+    report = Captioner.load(tmp_path / "model").report(example["frontal"], indication="chest pain")
+    assert report.impression is None and report.indication == "chest pain"

@@ -22,7 +22,7 @@ from .decoding import sample
 from .encoder import ImageEncoder, chosen_device, finding_head, overlay, pool_views
 from .fast import beam_search, fast_decoder, fused
 from .files import assets
-from .indication import IMPRESSION, ReadingDecoder, indication_rows, indication_words
+from .indication import IMPRESSION, ReadingDecoder, concludes, indication_rows, indication_words
 from .inputs import input_rule, input_warnings, signature
 from .models import find_model, load_model, save_model
 from .radiographs import check_shown, check_size, grey, open_radiograph, square
@@ -215,7 +215,7 @@ class Captioner:
         else: best, = sample(self.decoder, **given, temperature=temperature, seed=seed)
         words, sure, conclusion, looked = self.vocab.decode(best.tokens).split(), None, None, best.attention
         if reads: looked = looked[:, :98] / looked[:, :98].sum(1, keepdims=True)  # and not where it read
-        if impression and IMPRESSION in self.vocab.stoi:
+        if impression and concludes(self.decoder, self.vocab):
             concluded, = beam_search(self.decoder, **given, k=k, first=self.vocab.stoi[IMPRESSION])
             conclusion = self.vocab.decode(concluded.tokens).split()
         if calibrated := self.about.get("confidence"):

@@ -18,6 +18,7 @@ from .encoder import ImageEncoder, chosen_device, finding_head, pool_views
 from .fast import fused
 from .features import store_features
 from .findings import detail_f1, finding_f1, label_f1, label_findings
+from .indication import concludes
 from .mesh import FINDINGS, mesh_findings
 from .metrics import best_constant, bleu_counts, bleu_of_counts, bootstrap, cider, corpus_bleu
 from .metrics import meteor, most_common, rouge_l, shuffled_bleu4
@@ -72,7 +73,7 @@ def evaluate(
     have a card of their own, `impression`."""
     if predictions: predictions = reports_file(Path(predictions))
     studies, source = studies_of(images, split, part)
-    learnt, reported = load_model(model)[2], studies[studies.findings != ""]
+    (decoder, vocab, learnt), reported = load_model(model), studies[studies.findings != ""]
     clean = learnt.get("clean", "chen")
     described = studies if reported.empty else reported
     reports = describe(model, described, k)
@@ -80,7 +81,7 @@ def evaluate(
     if reported.empty: card = _evaluate_labels(learnt["encoder"], studies, reports)
     else: card = score_card(list(reported.findings.map(CLEANINGS[clean])), reports)
     concluded = reported[reported.impression != ""]
-    if learnt.get("decoder") == "reader" and len(concluded):
+    if concludes(decoder, vocab) and len(concluded):
         impressions = describe(model, concluded, k, impression=True)
         card["impression"] = score_card(list(concluded.impression.map(CLEANINGS[clean])), impressions)
     about = {"k": k, "images": source, "split": studies.attrs["split"]} | ({"clean": clean} if clean != "chen" else {})

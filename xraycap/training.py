@@ -324,8 +324,8 @@ def _asked_and_concluded(recipe, train):
 
 def _conclusions(shown, vocab):
     "The studies with their impressions to learn, which have a start token of their own."
-    told = shown[shown.impression != ""]
-    return told.assign(findings=told.impression, start=vocab.stoi.get(IMPRESSION, SOS))
+    told = shown[(shown.impression != "") & (IMPRESSION in vocab.stoi)]
+    return told.assign(findings=told.impression, start=vocab.stoi.get(IMPRESSION))
 
 # %% ../nbs/19_training.ipynb #40ceca6f
 def _without(uids, train, shown):
