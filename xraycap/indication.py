@@ -79,7 +79,7 @@ class ReadingDecoder(AttentionDecoder):
         if self.training: words = words * (torch.rand(len(words), 1, 1, device=words.device) > self.unasked)
         is_word = words.any(-1, keepdim=True)  # b 16 1
         told = self.drop(self.read(self.drop(words))[0]) * is_word
-        last = told[torch.arange(len(told), device=told.device), is_word.sum((1, 2)) - 1]  # zeros where there is no word
+        last = told[torch.arange(len(told), device=told.device), is_word.sum((1, 2)) - 1]  # zeros without a word
         return (torch.cat([seen, told], 1),), (h + last,)
 
 # %% ../nbs/y_indication.ipynb #097d6b41
