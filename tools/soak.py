@@ -89,7 +89,7 @@ def serve_images():
 # What has its final name in a folder, as a dict to compare; whatever is there must be whole, or these raise.
 
 def picture(folder):
-    return {p.name: np.asarray(Image.open(p)).tobytes() for p in folder.glob("*.png")}
+    return {p.name: np.asarray(Image.open(p)).tobytes() for p in folder.glob("[!.]*.png")}  # a part begins with a dot
 
 
 def files_of(folder):
