@@ -422,7 +422,8 @@ Names = Annotated[Optional[list[str]], typer.Option(
     help="Another name by which it may be asked for, such as that of a web server in front of it. May be repeated.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
 
-@app.command(epilog=examples("xraycap serve", "xraycap serve --model models/real --port 8080"))
+@app.command(epilog=examples(
+    "xraycap serve", "xraycap serve --model reader", "xraycap serve --model models/real --port 8080"))
 def serve(
     model: Model = "attention",
     beam: Beam = 3,
