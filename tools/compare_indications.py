@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from compare_targets import ratio, set_counts
 
 from xraycap.findings import label_findings
 from xraycap.mesh import mesh_findings
@@ -27,11 +28,10 @@ OF_IMPRESSION = "bleu_4 cider finding_f1_micro distinct".split()
 
 def f1_gain(wanted, ours, theirs, n=1000):
     "Micro-F1 of sets of findings, ours minus theirs, and its 95 % interval over studies drawn anew."
-    def counts(said): return np.array([[2 * len(w & s), len(w) + len(s)] for w, s in zip(wanted, said)])
-    both, draws = np.stack([counts(ours), counts(theirs)]), len(wanted)
-    weights = np.random.default_rng(0).multinomial(draws, np.full(draws, 1 / draws), n)
-    def gain(sums): return np.divide(sums[0, ..., 0], sums[0, ..., 1]) - sums[1, ..., 0] / sums[1, ..., 1]
-    return float(gain(both.sum(1))), *np.percentile(gain(weights @ both), [2.5, 97.5])
+    both, studies = np.stack([set_counts(wanted, said) for said in (ours, theirs)]), len(wanted)
+    draws = np.random.default_rng(0).multinomial(studies, np.full(studies, 1 / studies), n)
+    def gain(sums): return np.subtract(*ratio(sums))
+    return float(gain(both.sum(1))), *np.percentile(gain(draws @ both), [2.5, 97.5])
 
 
 def leaked(studies, reports):
@@ -66,7 +66,7 @@ def real(name, model, table, indications):
     said = {how: [label_findings(o) & can_name for o in describe(model, studies.assign(indication=words))]
             for how, words in asked.items()}
     for how in said:
-        f1 = 2 * sum(len(w & s) for w, s in zip(wanted, said[how])) / sum(map(len, [*wanted, *said[how]]))
+        f1 = ratio(set_counts(wanted, said[how]).sum(0))
         yield dict(model=name, images=Path(table).stem, asked=how, finding_f1_micro=f1, **dict(zip(
             ("f1_gain", "f1_gain_low", "f1_gain_high"), f1_gain(wanted, said[how], said["none"]))))
 

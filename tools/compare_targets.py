@@ -38,12 +38,12 @@ def row(folder, decoder, targets, seed):
                 perplexity=losses.perplexity.min(), minutes=minutes)  # of the validation studies' texts to learn
 
 
-def finding_counts(references, texts):
-    "For each study twice the findings that both name, and those that either names."
-    sets = [[label_findings(text) for text in each] for each in (references, texts)]
-    return np.array([[2 * len(a & b), len(a) + len(b)] for a, b in zip(*sets)])
+def set_counts(wanted, said):
+    "For each study twice the size of what two sets share, and the sum of their sizes: their sums' ratio is micro-F1."
+    return np.array([[2 * len(a & b), len(a) + len(b)] for a, b in zip(wanted, said)])
 
 
+def finding_counts(*texts): return set_counts(*(map(label_findings, each) for each in texts))
 def ratio(sums): return sums[..., 0] / sums[..., 1]
 
 

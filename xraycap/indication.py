@@ -59,14 +59,13 @@ class ReadingDecoder(AttentionDecoder):
         self,
         vocab_size: int,  # V
         embedding=None,  # (V, embedding_size) float32 word vectors, kept frozen
-        embedding_size: int = 300,  # length of a word's vector
-        hidden: int = 256,  # length of an annotation, of both states and of the output layer
         blind: bool = False,  # see nothing: the places are zeros, and only the indication is known
-        **sizes,  # `attention` and `dropout`, as of the `AttentionDecoder`
+        **sizes,  # of the `AttentionDecoder`; `hidden` is also the length of the state that reads
     ):
-        super().__init__(vocab_size, embedding, embedding_size, hidden, **sizes)
+        super().__init__(vocab_size, embedding, **sizes)
+        self.read = nn.GRU(self.config["embedding_size"], self.config["hidden"], batch_first=True)
         self.config |= dict(blind=blind)
-        self.blind, self.read = blind, nn.GRU(embedding_size, hidden, batch_first=True)
+        self.blind = blind
 
     def start(
         self,
